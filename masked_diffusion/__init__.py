@@ -1,0 +1,1 @@
+"""The domain: masked-diffusion schedules, forward process, samplers, families and checkpoints."""

@@ -1,0 +1,118 @@
+"""The denoiser: a masked sequence in, per position the distribution of its token out."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from masked_diffusion.families import info as facts
+from masked_diffusion.families.info import Alignment, DenoiserInfo
+
+EXCLUDED_LOGIT = -1e30
+"""Logit of an id that cannot occur: probability exactly 0, and no NaN where two are subtracted."""
+
+
+class Denoiser(nn.Module):
+    """A transformers model, wrapped so that row p of every output is about the token at p.
+
+    A family subclasses it with the model's classes and with how its body and head are called.
+    """
+
+    family: ClassVar[str]
+    """Key of the families' table: config.model_type."""
+    config_class: ClassVar[type[PreTrainedConfig]]
+    model_class: ClassVar[type[PreTrainedModel]]
+    default_alignment: ClassVar[Alignment]
+    """Of checkpoints that do not say config.logit_alignment."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        *,
+        name: str,
+        mask_token_id: int,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.info: DenoiserInfo = facts.describe(
+            model.config,
+            tokenizer,
+            name=name,
+            family=self.family,
+            alignment=facts.find_alignment(model.config, name=name, default=self.default_alignment),
+            mask_token_id=mask_token_id,
+            num_parameters=model.num_parameters(),
+        )
+
+    @classmethod
+    def prepare_config(cls, config: PreTrainedConfig) -> None:
+        """Adjusts a config, before the model is built from it, to attend in both directions."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def head_weight(self) -> nn.Parameter:
+        """[padded V, D], the output projection itself (not a copy)."""
+        raise NotImplementedError
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        """[padded V], or None."""
+        raise NotImplementedError
+
+    def raw_hidden_states(self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None) -> Tensor:
+        """Runs the body: [B, L, D] after the last norm, aligned as the checkpoint has it."""
+        raise NotImplementedError
+
+    def hidden_states(
+        self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None
+    ) -> Tensor:
+        """Runs the body and aligns its output: row p is what the head turns into token p.
+
+        Args:
+            input_ids_BL: [B, L] int64, right padded.
+            attention_mask_BL: [B, L], true for real positions; None where nothing is padded,
+                which keeps the fastest attention kernel.
+
+        Returns:
+            [B, L, D] in the model's dtype, differentiable. The first
+            info.num_invalid_leading_positions rows carry no trained prediction.
+        """
+        raw_BLD = self.raw_hidden_states(input_ids_BL, attention_mask_BL)
+        if self.info.alignment == "aligned":
+            return raw_BLD
+        return torch.cat([raw_BLD[:, :1], raw_BLD[:, :-1]], dim=1)
+
+    def forward(self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None) -> Tensor:
+        """Same as `hidden_states`, so that DDP and FSDP can wrap the module."""
+        return self.hidden_states(input_ids_BL, attention_mask_BL)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Applies the head to aligned hidden states.
+
+        The product is made in the model's dtype, like the checkpoint was trained.
+
+        Args:
+            hidden: [..., D].
+
+        Returns:
+            [..., info.vocab_size] float32: padded columns cut, the mask id at EXCLUDED_LOGIT.
+        """
+        vocab_size = self.info.vocab_size
+        bias = None if self.head_bias is None else self.head_bias[:vocab_size]
+        logits = nn.functional.linear(hidden, self.head_weight[:vocab_size], bias).float()
+        logits[..., self.info.mask_token_id] = EXCLUDED_LOGIT
+        return logits
+
+
+def padding_mask(lengths_B: Tensor, length: int) -> Tensor | None:
+    """Makes the attention mask of right-padded rows: [B, length] bool, or None without padding."""
+    if bool((lengths_B == length).all()):
+        return None
+    return torch.arange(length, device=lengths_B.device) < lengths_B[:, None]

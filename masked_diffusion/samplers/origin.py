@@ -1,0 +1,40 @@
+"""Ancestral sampling: every masked position is unmasked independently of what the denoiser says."""
+
+import torch
+from torch import Tensor
+
+from masked_diffusion.samplers.base import Confidence, RowBatch, SamplerConfig
+from masked_diffusion.samplers.counts import unmask_fractions_at
+
+
+class Origin:
+    """Unmasks each masked position with the schedule's probability, and all at the last step.
+
+    The draws are keyed, so they are known before the forward: only positions that are unmasked
+    now need the denoiser. alg_temp is not used.
+
+    Source: Open-dLLM, alg="origin"; Sahoo et al., arXiv:2406.07524 (ancestral sampling).
+    """
+
+    confidence: Confidence = "probability"
+
+    def positions_to_decide(
+        self, rows: RowBatch, config: SamplerConfig, *, mask_token_id: int
+    ) -> Tensor:
+        """Draws the positions that this step unmasks."""
+        fractions_B = unmask_fractions_at(rows.step_B, rows.num_steps_B, eps=config.eps)
+        transfer_BL = rows.uniforms("order") < fractions_B[:, None]
+        return rows.masked(mask_token_id=mask_token_id) & transfer_BL
+
+    def update(
+        self,
+        rows: RowBatch,
+        config: SamplerConfig,
+        *,
+        mask_token_id: int,
+        decided_BL: Tensor,
+        tokens_BL: Tensor,
+        confidence_BL: Tensor,
+    ) -> Tensor:
+        """Fills the drawn positions."""
+        return torch.where(decided_BL, tokens_BL, rows.x_BL)

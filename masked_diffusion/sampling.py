@@ -1,0 +1,156 @@
+"""The in-process sampling loop, for evaluation: whole trajectories of a right-padded batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from masked_diffusion.families import Denoiser, padding_mask
+from masked_diffusion.samplers import RowBatch, SamplerConfig, TokenSamples, get_sampler
+from masked_diffusion.samplers.base import Confidence
+from masked_diffusion.samplers.tokens import sample_tokens
+
+MAX_CHUNK_ELEMENTS = 2**24
+"""Logits made at a time: 64 MiB of float32, about 110 positions of a 152k vocabulary."""
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """Finished trajectories, in the order of the input rows."""
+
+    x: Tensor
+    """[B, L] int64; no generated position is masked."""
+    unmask_steps_BL: Tensor
+    """[B, L] int64: the last step at which the position was unmasked; -1 where it was given."""
+    num_forwards_B: Tensor
+    """[B] int64: forwards that each row took part in; idle steps cost none."""
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    x_BL: Tensor,
+    *,
+    frozen_BL: Tensor,
+    lengths_B: Tensor,
+    config: SamplerConfig,
+    seeds: Sequence[int],
+    sequence_ids: Sequence[int],
+) -> SampleResult:
+    """Runs every row through all steps; rows that are finished or idle leave the forward.
+
+    Args:
+        denoiser: In evaluation mode.
+        x_BL: [B, L] int64 start states, right padded; not changed.
+        frozen_BL: [B, L] bool, given positions. Padding is frozen besides.
+        lengths_B: [B] int64.
+        config: Of all rows.
+        seeds: [B], of each row's request.
+        sequence_ids: [B], within the request. The same (seed, id) gives the same result in any
+            batch.
+    """
+    x_BL, lengths_B = x_BL.cpu(), lengths_B.cpu()
+    frozen_BL = frozen_BL.cpu() | (torch.arange(x_BL.shape[1]) >= lengths_B[:, None])
+    unmask_steps_BL = torch.full_like(x_BL, -1)
+    num_forwards_B = torch.zeros(len(x_BL), dtype=torch.int64)
+    for step in range(config.num_steps):
+        rows = RowBatch(
+            x_BL=x_BL,
+            frozen_BL=frozen_BL,
+            step_B=torch.full((len(x_BL),), step),
+            num_steps_B=torch.full((len(x_BL),), config.num_steps),
+            seeds=list(seeds),
+            sequence_ids=list(sequence_ids),
+        )
+        next_BL, active_B = _advance(denoiser, rows, lengths_B, config)
+        mask_token_id = denoiser.info.mask_token_id
+        unmasked_BL = (x_BL == mask_token_id) & (next_BL != mask_token_id)
+        unmask_steps_BL[unmasked_BL] = step
+        num_forwards_B += active_B
+        x_BL = next_BL
+    return SampleResult(x_BL, unmask_steps_BL, num_forwards_B)
+
+
+def _advance(
+    denoiser: Denoiser, rows: RowBatch, lengths_B: Tensor, config: SamplerConfig
+) -> tuple[Tensor, Tensor]:
+    """Takes one step: the next state, and which rows needed the denoiser for it."""
+    sampler = get_sampler(config.algorithm)
+    mask_token_id = denoiser.info.mask_token_id
+    decided_BL = sampler.positions_to_decide(rows, config, mask_token_id=mask_token_id)
+    active_B = decided_BL.any(-1)
+    tokens_BL = torch.zeros_like(rows.x_BL)
+    confidence_BL = torch.zeros(rows.x_BL.shape)
+    if active_B.any():
+        samples = decide_tokens(
+            denoiser,
+            _hidden_at(denoiser, rows.x_BL[active_B], lengths_B[active_B], decided_BL[active_B]),
+            config=config,
+            confidence=sampler.confidence,
+            uniforms_M=rows.uniforms("token")[decided_BL],
+        )
+        tokens_BL[decided_BL] = samples.token_ids_M.cpu()
+        confidence_BL[decided_BL] = samples.confidence_M.cpu()
+    next_BL = sampler.update(
+        rows,
+        config,
+        mask_token_id=mask_token_id,
+        decided_BL=decided_BL,
+        tokens_BL=tokens_BL,
+        confidence_BL=confidence_BL,
+    )
+    return next_BL, active_B
+
+
+def _hidden_at(denoiser: Denoiser, x_BL: Tensor, lengths_B: Tensor, decided_BL: Tensor) -> Tensor:
+    """Runs the denoiser on the active rows, cut to the longest: [M, D] where decided."""
+    longest = int(lengths_B.max())
+    mask_BL = padding_mask(lengths_B, longest)
+    hidden_BLD = denoiser(
+        x_BL[:, :longest].to(denoiser.device),
+        None if mask_BL is None else mask_BL.to(denoiser.device),
+    )
+    return hidden_BLD[decided_BL[:, :longest].to(denoiser.device)]
+
+
+def decide_tokens(
+    denoiser: Denoiser,
+    hidden_MD: Tensor,
+    *,
+    config: SamplerConfig,
+    confidence: Confidence,
+    uniforms_M: Tensor,
+    max_chunk_elements: int = MAX_CHUNK_ELEMENTS,
+) -> TokenSamples:
+    """Applies the head and draws a token per position, a chunk of positions at a time.
+
+    Args:
+        denoiser: Whose head it is.
+        hidden_MD: [M, D] aligned hidden states.
+        config: temperature, top_p and top_k are used.
+        confidence: See `sample_tokens`.
+        uniforms_M: [M] in (0, 1).
+        max_chunk_elements: Bounds positions times vocabulary held at once.
+
+    Returns:
+        On the denoiser's device.
+    """
+    chunk_size = max(1, max_chunk_elements // denoiser.info.vocab_size)
+    chunks = [
+        sample_tokens(
+            denoiser.logits(chunk_MD),
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            confidence=confidence,
+            uniforms_M=chunk_uniforms_M,
+        )
+        for chunk_MD, chunk_uniforms_M in zip(
+            hidden_MD.split(chunk_size), uniforms_M.split(chunk_size), strict=True
+        )
+    ]
+    return TokenSamples(
+        torch.cat([chunk.token_ids_M for chunk in chunks]),
+        torch.cat([chunk.confidence_M for chunk in chunks]),
+    )

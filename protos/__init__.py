@@ -1,0 +1,1 @@
+"""The contract both sides import: messages, payload codec, errors and channel options."""

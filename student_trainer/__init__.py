@@ -1,0 +1,1 @@
+"""Trains a small student denoiser from a teacher that runs somewhere else."""

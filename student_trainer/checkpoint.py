@@ -1,0 +1,67 @@
+"""Checkpoints of a run in torch's distributed format: model, optimizer, step."""
+
+import shutil
+from pathlib import Path
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.optim import Optimizer
+
+from student_trainer.parallel import Parallel
+
+_STEP_KEY = "step"
+
+
+def save_checkpoint(
+    folder: Path, module: nn.Module, optimizer: Optimizer, *, step: int, parallel: Parallel
+) -> None:
+    """Writes a checkpoint under a temporary name and renames it, so it is whole or not there.
+
+    The order of the data, the masks and the learning rate are functions of the step, so the step
+    is all there is to keep of them.
+    """
+    scratch = folder.with_name(f".{folder.name}.partial")
+    if parallel.is_main:
+        shutil.rmtree(scratch, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    _barrier()
+    model_state, optimizer_state = get_state_dict(module, optimizer)
+    state = {"model": model_state, "optimizer": optimizer_state, _STEP_KEY: step}
+    dcp.save(state, checkpoint_id=scratch, no_dist=not dist.is_initialized())
+    _barrier()
+    if parallel.is_main:
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+    _barrier()
+
+
+def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer) -> int:
+    """Restores model and optimizer; returns the number of steps done.
+
+    Raises:
+        ValueError: there is no checkpoint, or it is of another model.
+    """
+    if not (folder / ".metadata").is_file():
+        raise ValueError(
+            f"train.load_checkpoint_path {str(folder)!r} holds no checkpoint (no .metadata); "
+            "name a folder such as output_dir/checkpoints/step-100"
+        )
+    model_state, optimizer_state = get_state_dict(module, optimizer)
+    state = {"model": model_state, "optimizer": optimizer_state, _STEP_KEY: 0}
+    try:
+        dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    except dcp.CheckpointException as error:
+        raise ValueError(
+            f"train.load_checkpoint_path {str(folder)!r} does not fit this student: {error}"
+        ) from error
+    set_state_dict(
+        module, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+    )
+    return int(state[_STEP_KEY])
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()

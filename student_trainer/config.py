@@ -1,0 +1,248 @@
+"""Configuration of a training run: sections, fields, defaults; the text under a field is its manual.
+
+A run reads one YAML file and dotted overrides, `--train.lr=1e-4`; the names are those of the
+original distillation scripts of Open-dLLM where those had one.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from student_trainer.losses import LossConfig
+
+Scalar = int | float | bool | str
+
+
+def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Where the student comes from."""
+
+    model_path: str | None = None
+    """Folder or hub id of a checkpoint that the student starts from, weights and all."""
+    config_path: str | None = None
+    """Folder or JSON file of the configuration of a student with random weights."""
+    config_overrides: dict[str, Scalar] = field(default_factory=dict)
+    """Fields to change in that configuration (or the teacher's), such as
+    {"num_hidden_layers": 4}."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """What is read."""
+
+    train_path: str = ""
+    """Files or folders, separated by commas: .jsonl, .json, .parquet, or plain text."""
+    text_keys: list[str] = field(default_factory=lambda: ["text"])
+    """Keys of a row's text; two keys are a prompt, which is never masked, and its answer."""
+    max_seq_len: int = 512
+    """Tokens of a sequence; longer documents are cut into several."""
+    min_chunk_tokens: int = 16
+    """A document's last piece is dropped when it has fewer tokens."""
+    cache_dir: str | None = None
+    """Folder for tokenized data; None = output_dir/data_cache."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.train_path), "data.train_path", self.train_path, "given")
+        _require(len(self.text_keys) in (1, 2), "data.text_keys", self.text_keys, "one or two keys")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How the student is trained."""
+
+    output_dir: str = ""
+    """Folder for metrics, checkpoints and the exported student."""
+    micro_batch_size: int = 8
+    """Sequences of one forward on one rank."""
+    global_batch_size: int | None = None
+    """Sequences of one optimizer step over all ranks; a multiple of micro_batch_size times the
+    number of ranks. None = exactly that."""
+    max_steps: int | None = None
+    """Optimizer steps; None = num_train_epochs over the data."""
+    num_train_epochs: float = 1.0
+    """Passes over the data, where max_steps is not given."""
+    lr: float = 3e-4
+    """Peak learning rate of AdamW."""
+    lr_min: float = 0.0
+    """Learning rate at the end of the decay."""
+    lr_warmup_ratio: float = 0.02
+    """Share of the steps in which the rate rises from 0."""
+    lr_decay_style: Literal["cosine", "linear", "constant"] = "cosine"
+    """How it falls afterwards."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices; norms and biases have none."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 = never."""
+    loss_weighting: Literal["none", "inv_t", "path"] = "inv_t"
+    """Weight of a position masked at time t, for both terms: 1, 1 / t, or Open-dLLM's (1 + p) / t
+    with p the student's probability of the true token."""
+    loss_normalizer: Literal["masked_tokens", "all_tokens", "sequence"] = "all_tokens"
+    """What the sum over positions is divided by, globally over ranks and accumulation steps."""
+    t_min: float = 0.002
+    """Smallest mask probability t drawn."""
+    t_max: float = 0.998
+    """Largest mask probability t drawn."""
+    enable_mixed_precision: bool = False
+    """Compute in bfloat16 over float32 weights (torch.autocast)."""
+    seed: int = 42
+    """Keys the initial weights, the order of the data and every mask."""
+    log_every_n_steps: int = 10
+    """Steps between lines of progress where the output is no terminal."""
+    ckpt_manager: Literal["dcp", "none"] = "dcp"
+    """dcp writes torch distributed checkpoints every save_steps and reads load_checkpoint_path."""
+    save_steps: int = 0
+    """Steps between checkpoints; 0 = none."""
+    load_checkpoint_path: str | None = None
+    """Checkpoint folder to go on from."""
+    save_hf_weights: bool = True
+    """Export the student as a Hugging Face folder, output_dir/hf_ckpt, at the end."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.output_dir), "train.output_dir", self.output_dir, "given")
+        _require(
+            self.micro_batch_size >= 1, "train.micro_batch_size", self.micro_batch_size, ">= 1"
+        )
+        _require(
+            self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, ">= 1"
+        )
+        _require(self.num_train_epochs > 0, "train.num_train_epochs", self.num_train_epochs, "> 0")
+        _require(self.lr > 0, "train.lr", self.lr, "> 0")
+        _require(
+            0 <= self.lr_warmup_ratio < 1,
+            "train.lr_warmup_ratio",
+            self.lr_warmup_ratio,
+            "in [0, 1)",
+        )
+        _require(
+            0 < self.t_min < self.t_max <= 1,
+            "train.t_min, train.t_max",
+            (self.t_min, self.t_max),
+            "0 < t_min < t_max <= 1",
+        )
+        _require(
+            self.log_every_n_steps >= 1, "train.log_every_n_steps", self.log_every_n_steps, ">= 1"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillConfig:
+    """What is learned from the teacher, and where it is."""
+
+    distillation_alpha: float = 0.5
+    """Share of the teacher's term in (1 - alpha) CE + alpha KD: 0 never asks the teacher, 1 needs
+    no labels."""
+    teacher_address: str | None = None
+    """HOST:PORT of a teacher-server, or several with commas that serve the same weights."""
+    teacher_model_path: str | None = None
+    """Teacher checkpoint. Without an address, a local teacher-server is started for it as a child
+    of each node's first rank; it is also read where the student starts from the teacher."""
+    init_student_from_teacher: bool | None = None
+    """Copy the teacher's weights into the student (all, or evenly spaced layers for a shallower
+    one). None = yes where model.model_path and model.config_path are both empty."""
+    freeze_teacher: bool = True
+    """The teacher is never trained: it lives in another process. Only true is possible."""
+    temperature: float = 1.0
+    """Softens both distributions; the KD term is multiplied by its square."""
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    """forward_kl KL(teacher, student), reverse_kl KL(student, teacher), jsd between them."""
+    jsd_beta: float = 0.5
+    """The teacher's share of the mixture in jsd."""
+    state_source: Literal["noised", "trajectory"] = "noised"
+    """noised: data masked at a random t. trajectory: states the teacher passes when it fills in
+    the data from a prompt."""
+    num_sampling_steps: int = 200
+    """trajectory: sampling steps of the teacher."""
+    collect_every_n_steps: int = 10
+    """trajectory: steps i with i % n == 0 are collected."""
+    states_per_trajectory: int = 2
+    """trajectory: collected states trained on, drawn from each trajectory, since neighbours are
+    nearly the same sample; 0 = all, as the original does."""
+    prompt_fraction: float = 0.25
+    """trajectory: leading share of a sequence that is given; the rest is masked at the start."""
+    diffusion_sampling_alg: str = "p2"
+    """trajectory: origin, maskgit_plus, topk_margin, entropy or p2."""
+    diffusion_temperature: float = 0.7
+    """trajectory: temperature of the token draw. Targets are never tempered by it."""
+    diffusion_top_k: int = 200
+    """trajectory: ids kept for the token draw; 0 = all."""
+    diffusion_alg_temp: float = 0.5
+    """trajectory: Gumbel temperature on confidences (maskgit_plus, topk_margin, entropy)."""
+    encoding: Literal["hidden", "top_k", "logits"] = "hidden"
+    """How targets travel: hidden states (exact, the head is fetched once), the most probable ids
+    with the mass of the rest, or everything."""
+    top_k: int = 64
+    """top_k encoding: ids kept a position."""
+    value_dtype: Literal["auto", "f32", "f16", "bf16"] = "auto"
+    """Number format of targets; auto = the teacher's own, f16 for top_k, f32 for logits."""
+    prefetch_window: int = 4
+    """Micro-batches asked for ahead of the one being trained on, a rank."""
+    teacher_timeout_s: float = 120.0
+    """Without any answer for this long, the run fails with a clear error."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.distillation_alpha <= 1,
+            "distill.distillation_alpha",
+            self.distillation_alpha,
+            "in [0, 1]",
+        )
+        _require(self.temperature > 0, "distill.temperature", self.temperature, "> 0")
+        _require(self.freeze_teacher, "distill.freeze_teacher", self.freeze_teacher, "true")
+        _require(
+            0 <= self.prompt_fraction < 1,
+            "distill.prompt_fraction",
+            self.prompt_fraction,
+            "in [0, 1)",
+        )
+        for name in ("num_sampling_steps", "collect_every_n_steps", "prefetch_window", "top_k"):
+            _require(getattr(self, name) >= 1, f"distill.{name}", getattr(self, name), ">= 1")
+        _require(
+            self.states_per_trajectory >= 0,
+            "distill.states_per_trajectory",
+            self.states_per_trajectory,
+            ">= 0",
+        )
+        if self.distillation_alpha > 0 and not (self.teacher_address or self.teacher_model_path):
+            raise ValueError(
+                f"distill.distillation_alpha is {self.distillation_alpha} but no teacher is given: "
+                "set distill.teacher_address (a running teacher-server) or "
+                "distill.teacher_model_path (one is started), or distillation_alpha=0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """One training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig
+    train: TrainConfig
+    distill: DistillConfig = field(default_factory=lambda: DistillConfig(distillation_alpha=0.0))
+
+    @property
+    def uses_teacher(self) -> bool:
+        """True where targets are asked for."""
+        return self.distill.distillation_alpha > 0
+
+    @property
+    def init_student_from_teacher(self) -> bool:
+        """Whether the teacher's weights are copied, the unset default resolved."""
+        if self.distill.init_student_from_teacher is not None:
+            return self.distill.init_student_from_teacher
+        return not (self.model.model_path or self.model.config_path)
+
+    @property
+    def loss(self) -> LossConfig:
+        """The loss's own section."""
+        return LossConfig(
+            alpha=self.distill.distillation_alpha,
+            temperature=self.distill.temperature,
+            divergence=self.distill.divergence,
+            jsd_beta=self.distill.jsd_beta,
+            weighting=self.train.loss_weighting,
+            normalizer=self.train.loss_normalizer,
+        )

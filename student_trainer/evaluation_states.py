@@ -1,0 +1,125 @@
+"""Evaluation states: held-out sequences under fixed masks, the same for every model."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from masked_diffusion.families import DenoiserInfo
+from masked_diffusion.forward_process import maskable_positions
+from masked_diffusion.randomness import keyed_uniforms
+from student_trainer.batches import SequenceBatch, collate
+from student_trainer.data import TokenizedDataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationStates:
+    """Masked sequences that every model is measured on; B states of N sequences."""
+
+    x0_BL: Tensor
+    xt_BL: Tensor
+    masked_BL: Tensor
+    t_B: Tensor
+    """[B] float32: the share of its maskable positions that is masked, in (0, 1]."""
+    lengths_B: Tensor
+    sequences_B: Tensor
+    """[B] int64 in [0, N): which sequence each state belongs to."""
+    num_sequences: int
+
+
+def held_out_states(
+    dataset: TokenizedDataset,
+    *,
+    denoiser_info: DenoiserInfo,
+    num_sequences: int,
+    seed: int,
+    masks_per_sequence: int = 1,
+) -> EvaluationStates:
+    """Draws sequences and masks from the seed alone: models with one tokenizer get the same.
+
+    With n maskable positions, k of them are masked, and k/n is stratified: over all sequences
+    together, and again over the masks of each sequence.
+    """
+    rows = _eligible_rows(dataset, denoiser_info, num_sequences, seed)
+    batch = collate(dataset, rows, pad_token_id=_pad_id(denoiser_info))
+    maskable_NL = _maskable(batch, denoiser_info)
+    fractions_NR = _stratified_fractions(num_sequences, masks_per_sequence, seed)
+    num_maskable_N = maskable_NL.sum(dim=1)
+    # Fraction u of [0, 1) gives k = ceil(u n): each of 1..n is equally likely.
+    num_masked_NR = (fractions_NR * num_maskable_N[:, None]).ceil().long().clamp(min=1)
+    masked_BL = torch.stack(
+        [
+            _lowest(maskable_NL[row], int(num_masked_NR[row, draw]), seed, row, draw)
+            for row in range(num_sequences)
+            for draw in range(masks_per_sequence)
+        ]
+    )
+    sequences_B = torch.arange(num_sequences).repeat_interleave(masks_per_sequence)
+    x0_BL = batch.input_ids_BL[sequences_B]
+    return EvaluationStates(
+        x0_BL=x0_BL,
+        xt_BL=torch.where(masked_BL, denoiser_info.mask_token_id, x0_BL),
+        masked_BL=masked_BL,
+        t_B=(num_masked_NR / num_maskable_N[:, None]).flatten(),
+        lengths_B=batch.lengths_B[sequences_B],
+        sequences_B=sequences_B,
+        num_sequences=num_sequences,
+    )
+
+
+def _eligible_rows(
+    dataset: TokenizedDataset, info: DenoiserInfo, num_sequences: int, seed: int
+) -> list[int]:
+    """Draws sequences that have something to mask, without replacement."""
+    rows: list[int] = []
+    for row in _order(len(dataset), seed, step=0).tolist():
+        if len(rows) == num_sequences:
+            break
+        if _maskable(collate(dataset, [row], pad_token_id=_pad_id(info)), info).any():
+            rows.append(row)
+    if len(rows) < num_sequences:
+        raise ValueError(
+            f"num_sequences={num_sequences} held-out sequences asked for, {len(rows)} available; "
+            "lower num_sequences or hold out more files"
+        )
+    return rows
+
+
+def _stratified_fractions(num_sequences: int, masks_per_sequence: int, seed: int) -> Tensor:
+    """Draws [N, R] in (0, 1): one per N-th over sequences, spaced by 1/R within a sequence."""
+    jitter_N = keyed_uniforms(
+        seed=seed, sequence_id=-1, step=0, length=num_sequences, stream="time"
+    )
+    first_N = (_order(num_sequences, seed, step=1) + jitter_N) / num_sequences
+    offsets_R = np.arange(masks_per_sequence) / masks_per_sequence
+    return torch.from_numpy((first_N[:, None] + offsets_R) % 1.0)
+
+
+def _order(size: int, seed: int, *, step: int) -> np.ndarray:
+    uniforms = keyed_uniforms(seed=seed, sequence_id=-1, step=step, length=size, stream="order")
+    return uniforms.argsort(kind="stable")
+
+
+def _lowest(maskable_L: Tensor, num_masked: int, seed: int, row: int, draw: int) -> Tensor:
+    """Chooses `num_masked` of the maskable positions, those of the lowest keyed uniforms."""
+    uniforms_L = torch.from_numpy(
+        keyed_uniforms(seed=seed, sequence_id=row, step=draw, length=len(maskable_L), stream="mask")
+    )
+    chosen = uniforms_L.masked_fill(~maskable_L, torch.inf).argsort(stable=True)[:num_masked]
+    return torch.zeros_like(maskable_L).index_fill_(0, chosen, True)
+
+
+def _maskable(batch: SequenceBatch, info: DenoiserInfo) -> Tensor:
+    return maskable_positions(
+        batch.input_ids_BL,
+        lengths_B=batch.lengths_B,
+        prompt_lengths_B=batch.prompt_lengths_B,
+        special_token_ids=info.special_token_ids,
+        num_invalid_leading_positions=info.num_invalid_leading_positions,
+    )
+
+
+def _pad_id(info: DenoiserInfo) -> int:
+    # Padding is never attended to, so any id serves where the family names none.
+    return 0 if info.pad_token_id is None else info.pad_token_id

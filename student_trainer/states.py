@@ -1,0 +1,292 @@
+"""The states a student is trained on, with their labels and targets: made on prefetch threads."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from masked_diffusion import forward_process
+from masked_diffusion.families import DenoiserInfo
+from masked_diffusion.randomness import keyed_uniforms, keyed_uniforms_batch
+from protos import codec
+from student_trainer import losses
+from student_trainer.batches import BatchPlan, SequenceBatch, collate, rank_slice
+from student_trainer.config import DistillConfig, TrainConfig
+from student_trainer.data import TokenizedDataset
+from student_trainer.targets import TargetSource
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StateBatch:
+    """States for one student forward; everything about positions is in row-major order."""
+
+    xt_BL: Tensor
+    """[B, L] int64, right padded."""
+    lengths_B: Tensor
+    """[B] int64."""
+    loss_BL: Tensor
+    """[B, L] bool: positions with a loss, M in all."""
+    labels_M: Tensor
+    """[M] int64 true tokens, UNKNOWN_LABEL where unknown."""
+    t_B: Tensor
+    """[B] float32 mask probability of each row."""
+    num_maskable_B: Tensor
+    """[B] int64 positions that could have been masked."""
+    targets: losses.Targets | None
+    """The teacher's, at the same M positions; None without a teacher."""
+
+    @property
+    def num_masked(self) -> int:
+        """M."""
+        return len(self.labels_M)
+
+
+@dataclass(frozen=True, slots=True)
+class MicroStep:
+    """One rank's share of one accumulation step."""
+
+    step: int
+    """Optimizer step."""
+    index: int
+    """Accumulation step."""
+
+
+class StateSource(Protocol):
+    """Makes the student's states of one micro-step; pure but for asking the teacher."""
+
+    def states(self, micro_step: MicroStep) -> list[StateBatch]:
+        """One or more batches of at most micro_batch_size rows; may be empty of positions."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BatchReader:
+    """Which clean sequences a micro-step takes: a function of the step, so a resume needs no more."""
+
+    dataset: TokenizedDataset
+    plan: BatchPlan
+    micro_batch_size: int
+    rank: int
+    world_size: int
+    info: DenoiserInfo
+
+    @property
+    def num_micro_steps(self) -> int:
+        """Accumulation steps of one optimizer step."""
+        return self.plan.global_batch_size // (self.micro_batch_size * self.world_size)
+
+    def micro_steps(self, first_step: int, num_steps: int) -> Iterator[MicroStep]:
+        """All micro-steps of this rank, in order."""
+        for step in range(first_step, num_steps):
+            for index in range(self.num_micro_steps):
+                yield MicroStep(step, index)
+
+    def places(self, micro_step: MicroStep) -> slice:
+        """Where the micro-step's sequences stand in the global batch of its optimizer step."""
+        share = rank_slice(self.plan.global_batch_size, rank=self.rank, world_size=self.world_size)
+        first = share.start + micro_step.index * self.micro_batch_size
+        return slice(first, first + self.micro_batch_size)
+
+    def read(self, micro_step: MicroStep) -> tuple[SequenceBatch, list[int]]:
+        """The clean sequences and their sample numbers, which key every draw."""
+        places = self.places(micro_step)
+        indices = self.plan.sequence_indices(micro_step.step)[places]
+        pad = self.info.pad_token_id
+        batch = collate(
+            self.dataset, indices, pad_token_id=self.info.mask_token_id if pad is None else pad
+        )
+        return batch, self.plan.sequence_ids(micro_step.step)[places]
+
+    def maskable(self, batch: SequenceBatch) -> Tensor:
+        """[B, L] bool: neither prompt, padding, special token nor a position without prediction."""
+        return forward_process.maskable_positions(
+            batch.input_ids_BL,
+            lengths_B=batch.lengths_B,
+            prompt_lengths_B=batch.prompt_lengths_B,
+            special_token_ids=self.info.special_token_ids,
+            num_invalid_leading_positions=self.info.num_invalid_leading_positions,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NoisedStates:
+    """Data masked at a random time; the teacher, if any, scores exactly these states."""
+
+    reader: BatchReader
+    config: TrainConfig
+    teacher: TargetSource | None
+
+    def states(self, micro_step: MicroStep) -> list[StateBatch]:
+        """One batch."""
+        batch, sequence_ids = self.reader.read(micro_step)
+        maskable_BL = self.reader.maskable(batch)
+        noised = self._noise(batch, sequence_ids, maskable_BL, micro_step)
+        targets = None
+        if self.teacher is not None:
+            states = unpad(noised.xt_BL, batch.lengths_B)
+            records = self.teacher.score(states, sequence_ids=sequence_ids)
+            check_positions(records, noised.masked_BL)
+            targets = self.teacher.to_loss_targets(records)
+        return [
+            StateBatch(
+                xt_BL=noised.xt_BL,
+                lengths_B=batch.lengths_B,
+                loss_BL=noised.masked_BL,
+                labels_M=batch.input_ids_BL[noised.masked_BL],
+                t_B=noised.t_B,
+                num_maskable_B=maskable_BL.sum(-1),
+                targets=targets,
+            )
+        ]
+
+    def _noise(
+        self,
+        batch: SequenceBatch,
+        sequence_ids: Sequence[int],
+        maskable_BL: Tensor,
+        micro_step: MicroStep,
+    ) -> forward_process.NoisedBatch:
+        seed = self.config.seed
+        t_B = forward_process.sample_times(
+            sequence_ids,
+            seed=seed,
+            epoch_step=micro_step.step,
+            t_min=self.config.t_min,
+            t_max=self.config.t_max,
+            offset=self.reader.places(micro_step).start,
+            total=self.reader.plan.global_batch_size,
+        )
+        uniforms_BL = keyed_uniforms_batch(
+            seeds=[seed] * len(sequence_ids),
+            sequence_ids=sequence_ids,
+            steps=[micro_step.step] * len(sequence_ids),
+            length=batch.input_ids_BL.shape[1],
+            stream="mask",
+        )
+        return forward_process.mask_tokens(
+            batch.input_ids_BL,
+            maskable_BL=maskable_BL,
+            t_B=t_B,
+            uniforms_BL=uniforms_BL,
+            mask_token_id=self.reader.info.mask_token_id,
+            lengths_B=batch.lengths_B,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrajectoryStates:
+    """States that the teacher passes when it fills in the data from a prompt.
+
+    The labels are the data's tokens: the truth at every position that is still masked, although
+    the tokens around it may be the teacher's.
+    """
+
+    reader: BatchReader
+    config: TrainConfig
+    distill: DistillConfig
+    teacher: TargetSource
+
+    def states(self, micro_step: MicroStep) -> list[StateBatch]:
+        """Batches of at most micro_batch_size rows, one row per collected state."""
+        batch, sequence_ids = self.reader.read(micro_step)
+        maskable_BL = self.reader.maskable(batch)
+        start_BL = self._generated(maskable_BL)
+        xt_BL = batch.input_ids_BL.masked_fill(start_BL, self.reader.info.mask_token_id)
+        ask = functools.partial(
+            self.teacher.sample,
+            unpad(xt_BL, batch.lengths_B),
+            frozen=unpad(~start_BL, batch.lengths_B),
+            sequence_ids=sequence_ids,
+            seed=self.config.seed,
+        )
+        # Every trajectory may be over before the steps that were drawn; the first never is.
+        records = ask(steps=self.collected_steps(micro_step)) or ask(steps=[0])
+        rows = {sequence_id: row for row, sequence_id in enumerate(sequence_ids)}
+        size = self.reader.micro_batch_size
+        return [
+            self._batch(records[first : first + size], rows, batch, maskable_BL)
+            for first in range(0, len(records), size)
+        ]
+
+    def collected_steps(self, micro_step: MicroStep) -> list[int]:
+        """Steps whose targets are asked for: all that the configuration collects, or a draw.
+
+        The draw is stratified and keyed by the micro-step, so that steps come evenly.
+        """
+        distill = self.distill
+        steps = list(range(0, distill.num_sampling_steps, distill.collect_every_n_steps))
+        wanted = distill.states_per_trajectory
+        if not 0 < wanted < len(steps):
+            return steps
+        uniforms = keyed_uniforms(
+            seed=self.config.seed,
+            sequence_id=self.reader.places(micro_step).start,
+            step=micro_step.step,
+            length=wanted,
+            stream="collect",
+        )
+        strata = (np.arange(wanted) + uniforms) / wanted * len(steps)
+        return sorted({steps[int(place)] for place in strata})
+
+    def _generated(self, maskable_BL: Tensor) -> Tensor:
+        """[B, L] bool: maskable positions after the leading share that is given."""
+        counts_B1 = maskable_BL.sum(-1, keepdim=True)
+        given_B1 = (counts_B1 * self.distill.prompt_fraction).long()
+        return maskable_BL & (maskable_BL.cumsum(-1) > given_B1)
+
+    def _batch(
+        self,
+        records: Sequence[codec.StepTargets],
+        rows: dict[int, int],
+        batch: SequenceBatch,
+        maskable_BL: Tensor,
+    ) -> StateBatch:
+        xt_BL, lengths_B = pad_states(records)
+        loss_BL = torch.zeros(xt_BL.shape, dtype=torch.bool)
+        labels = []
+        for index, record in enumerate(records):
+            positions_M = torch.from_numpy(record.positions.astype(np.int64))
+            loss_BL[index, positions_M] = True
+            labels.append(batch.input_ids_BL[rows[record.sequence_id], positions_M])
+        origin = torch.tensor([rows[record.sequence_id] for record in records])
+        return StateBatch(
+            xt_BL=xt_BL,
+            lengths_B=lengths_B,
+            loss_BL=loss_BL,
+            labels_M=torch.cat(labels),
+            t_B=torch.tensor([record.time for record in records]),
+            num_maskable_B=maskable_BL[origin].sum(-1),
+            targets=self.teacher.to_loss_targets(records),
+        )
+
+
+def unpad(rows_BL: Tensor, lengths_B: Tensor) -> list[np.ndarray]:
+    """Rows without their padding, each its own array."""
+    return [
+        row[:length].numpy().copy() for row, length in zip(rows_BL, lengths_B.tolist(), strict=True)
+    ]
+
+
+def pad_states(records: Sequence[codec.StepTargets]) -> tuple[Tensor, Tensor]:
+    """The states of records as [B, L] int64, right padded with 0, and their lengths."""
+    states = [
+        torch.from_numpy(record.state.astype(np.int64))
+        for record in records
+        if record.state is not None
+    ]
+    lengths_B = torch.tensor([len(state) for state in states])
+    return torch.nn.utils.rnn.pad_sequence(states, batch_first=True), lengths_B
+
+
+def check_positions(records: Sequence[codec.StepTargets], masked_BL: Tensor) -> None:
+    """Refuses targets that are not at exactly the masked positions of their rows."""
+    for record, masked_L in zip(records, masked_BL, strict=True):
+        if not np.array_equal(record.positions, np.flatnonzero(masked_L.numpy())):
+            raise ValueError(
+                f"targets of sequence {record.sequence_id} are not at its masked positions; do "
+                "student and teacher share the mask id?"
+            )

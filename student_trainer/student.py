@@ -1,0 +1,84 @@
+"""The student: how it is built, and whether it speaks the teacher's vocabulary.
+
+It is written to disk by `masked_diffusion.checkpoints.save_denoiser`, as every denoiser is.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from masked_diffusion import checkpoints, pretrained
+from masked_diffusion.families import Denoiser, DenoiserInfo
+from student_trainer.initialization import copy_from_teacher
+from student_trainer.student_config import StudentSpec, read_config
+
+__all__ = ["StudentSpec", "TeacherFacts", "build_student", "check_vocabulary"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFacts:
+    """What a student must share with its teacher."""
+
+    vocab_size: int
+    """Real vocabulary, without padded rows."""
+    mask_token_id: int
+    tokenizer_fingerprint: str
+    """SHA-256 of the vocabulary; "" where unknown."""
+
+
+def build_student(
+    spec: StudentSpec, *, device: str | torch.device, dtype: torch.dtype | None
+) -> Denoiser:
+    """Builds the student, in training mode.
+
+    A new one gets the tokenizer beside its config, or else the teacher's.
+
+    Args:
+        dtype: Of the weights; None keeps what was saved, float32 for a new student.
+
+    Raises:
+        ValueError: A path cannot be read, an override is no field of the config, or the teacher's
+            weights do not fit.
+    """
+    if spec.model_path is not None:
+        loaded = checkpoints.load_denoiser(spec.model_path, device=device, dtype=dtype)
+        return loaded.train()
+    sources = [path for path in (spec.config_path, spec.teacher_model_path) if path is not None]
+    config = read_config(sources[0], spec.config_overrides)
+    tokenizer = _find_tokenizer(sources, config)
+    denoiser = checkpoints.new_denoiser(config, tokenizer, seed=spec.seed)
+    # In the final dtype first: a copied bfloat16 weight then never exists in float32.
+    denoiser.to(dtype=dtype)
+    if spec.init_from_teacher and spec.teacher_model_path is not None:
+        copy_from_teacher(denoiser, spec.teacher_model_path)
+    return denoiser.to(device)
+
+
+def check_vocabulary(student: DenoiserInfo, teacher: TeacherFacts) -> None:
+    """Refuses a student whose ids mean something else than the teacher's.
+
+    Fingerprints are compared where both are known.
+
+    Raises:
+        ValueError: Naming the first of vocab_size, mask_token_id and tokenizer_fingerprint that
+            differs.
+    """
+    names = ["vocab_size", "mask_token_id"]
+    if student.tokenizer_fingerprint and teacher.tokenizer_fingerprint:
+        names.append("tokenizer_fingerprint")
+    for name in names:
+        ours, theirs = getattr(student, name), getattr(teacher, name)
+        if ours != theirs:
+            raise ValueError(
+                f"student and teacher differ in {name}: the student {student.name!r} has {ours!r}, "
+                f"the teacher {theirs!r}; a distribution over other ids teaches nothing: give the "
+                "student the teacher's tokenizer, or ask a teacher that shares the student's"
+            )
+
+
+def _find_tokenizer(sources: list[str], config: PreTrainedConfig) -> PreTrainedTokenizerBase | None:
+    folders = [source for source in sources if not Path(source).is_file()]
+    found = (pretrained.load_tokenizer(f, config, trust_remote_code=False) for f in folders)
+    return next((tokenizer for tokenizer in found if tokenizer is not None), None)

@@ -1,0 +1,224 @@
+"""Where targets come from: one protocol, and the teacher across the network behind it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protos import codec, errors
+from student_trainer import losses, wire
+from student_trainer.client import TeacherClient
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TargetCounters:
+    """What a source did so far."""
+
+    num_retries: int = 0
+    """Calls that were made again."""
+    num_bytes: int = 0
+    """Bytes of targets that arrived."""
+
+
+class TargetSource(Protocol):
+    """Gives the teacher's distributions for states; used by several threads at once."""
+
+    @property
+    def description(self) -> wire.TeacherDescription:
+        """What the teacher is."""
+        ...
+
+    @property
+    def counters(self) -> TargetCounters:
+        """Totals since the start."""
+        ...
+
+    def score(
+        self, states: Sequence[np.ndarray], *, sequence_ids: Sequence[int]
+    ) -> list[codec.StepTargets]:
+        """One record per state, in the order of the states."""
+        ...
+
+    def sample(
+        self,
+        starts: Sequence[np.ndarray],
+        *,
+        frozen: Sequence[np.ndarray],
+        sequence_ids: Sequence[int],
+        seed: int,
+        steps: Sequence[int],
+    ) -> list[codec.StepTargets]:
+        """Records of the given steps of each trajectory, by sequence and then by step."""
+        ...
+
+    def to_loss_targets(self, records: Sequence[codec.StepTargets]) -> losses.Targets:
+        """All positions of all records, in order, as the loss takes them."""
+        ...
+
+    def close(self) -> None:
+        """Breaks what is in flight."""
+        ...
+
+
+class RemoteTeacher:
+    """Targets from teacher servers; holds their head, and nothing else of the teacher."""
+
+    def __init__(
+        self,
+        client: TeacherClient,
+        *,
+        spec: wire.TargetSpec,
+        sampler: wire.SamplerSpec | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._client = client
+        self._spec = spec
+        self._sampler = sampler
+        self._device = torch.device(device)
+        self.description = client.describe()
+        if spec.encoding not in self.description.encodings:
+            raise errors.NotOfferedError(
+                f"encoding {spec.encoding!r} is not offered by {self.description.name}; offered: "
+                f"{', '.join(self.description.encodings)}"
+            )
+        self._head = self._fetch_head() if spec.encoding == "hidden" else None
+
+    @property
+    def counters(self) -> TargetCounters:
+        """Totals since the start."""
+        return TargetCounters(
+            num_retries=self._client.num_retries, num_bytes=self._client.num_payload_bytes
+        )
+
+    def score(
+        self, states: Sequence[np.ndarray], *, sequence_ids: Sequence[int]
+    ) -> list[codec.StepTargets]:
+        """One record per state, in the order of the states."""
+        records = {
+            record.sequence_id: record
+            for record in self._client.score(states, sequence_ids=sequence_ids, targets=self._spec)
+        }
+        return [records[sequence_id] for sequence_id in sequence_ids]
+
+    def sample(
+        self,
+        starts: Sequence[np.ndarray],
+        *,
+        frozen: Sequence[np.ndarray],
+        sequence_ids: Sequence[int],
+        seed: int,
+        steps: Sequence[int],
+    ) -> list[codec.StepTargets]:
+        """Records of the given steps of each trajectory, by sequence and then by step."""
+        assert self._sampler is not None
+        items = self._client.sample(
+            starts,
+            sequence_ids=sequence_ids,
+            seeds=[seed] * len(starts),
+            sampler=self._sampler,
+            capture=wire.CaptureSpec(steps=tuple(steps)),
+            targets=self._spec,
+            frozen=frozen,
+        )
+        records = [item for item in items if isinstance(item, codec.StepTargets)]
+        place = {sequence_id: index for index, sequence_id in enumerate(sequence_ids)}
+        return sorted(records, key=lambda record: (place[record.sequence_id], record.step))
+
+    def to_loss_targets(self, records: Sequence[codec.StepTargets]) -> losses.Targets:
+        """All positions of all records, in order, as the loss takes them."""
+        return to_loss_targets(
+            records,
+            head=self._head,
+            temperature=self._spec.temperatures[0],
+            device=self._device,
+        )
+
+    def close(self) -> None:
+        """Breaks what is in flight."""
+        self._client.close()
+
+    def _fetch_head(self) -> losses.TeacherHead:
+        head = self._client.head()
+        return losses.TeacherHead(
+            weight_VD=to_tensor(codec.Values(dtype=head.dtype, data=head.weight_VD)).to(
+                self._device
+            ),
+            bias_V=None
+            if head.bias_V is None
+            else to_tensor(codec.Values(dtype=head.dtype, data=head.bias_V)).to(self._device),
+            logit_scale=head.logit_scale,
+            logit_soft_cap=head.logit_soft_cap,
+        )
+
+
+def to_tensor(values: codec.Values) -> Tensor:
+    """A CPU tensor with its own memory, bfloat16 where the wire's dtype is."""
+    # Arrays of the wire are read-only views of a message; torch wants to own what it may write.
+    tensor = torch.from_numpy(values.data.copy())
+    return tensor.view(torch.bfloat16) if values.dtype == "bf16" else tensor
+
+
+def to_loss_targets(
+    records: Sequence[codec.StepTargets],
+    *,
+    head: losses.TeacherHead | None,
+    temperature: float,
+    device: torch.device | str = "cpu",
+) -> losses.Targets:
+    """Concatenates the positions of records of one encoding.
+
+    Args:
+        head: for hidden states; None else.
+        temperature: the distillation temperature, one of those asked for.
+
+    Raises:
+        ValueError: no records, mixed encodings, or a temperature that was not asked for.
+    """
+    kinds = {type(record.distribution) for record in records}
+    if len(kinds) != 1:
+        raise ValueError(
+            f"records must share one encoding, got {sorted(k.__name__ for k in kinds)}"
+        )
+    (kind,) = kinds
+    distributions = [record.distribution for record in records]
+    if kind is codec.TopK:
+        parts = [part for part in distributions if isinstance(part, codec.TopK)]
+        return _top_k(parts, temperature, device)
+    values = [part.values for part in distributions if not isinstance(part, codec.TopK)]
+    rows = torch.cat([to_tensor(value) for value in values]).to(device)
+    if kind is codec.Logits:
+        return losses.LogitsTargets(rows.float())
+    if head is None:
+        raise ValueError("hidden states need the teacher's head")
+    return losses.HiddenTargets(rows, head)
+
+
+def _top_k(
+    parts: Sequence[codec.TopK], temperature: float, device: torch.device | str
+) -> losses.TopKTargets:
+    counts_M = np.concatenate([np.diff(part.row_offsets) for part in parts])
+    valid_MK = np.arange(counts_M.max(initial=0)) < counts_M[:, None]
+    token_ids_MK = np.zeros(valid_MK.shape, dtype=np.int64)
+    token_ids_MK[valid_MK] = np.concatenate([part.token_ids for part in parts])
+    log_probs_MK = np.zeros(valid_MK.shape, dtype=np.float32)
+    log_probs_MK[valid_MK] = np.concatenate([part.log_probs.to_float32() for part in parts])
+    index = _temperature_index(parts[0].temperatures, temperature)
+    normalizers_M = np.concatenate([part.log_normalizers[index] for part in parts])
+    tails_M = np.concatenate([part.tail_log_masses[index] for part in parts])
+    return losses.TopKTargets(
+        token_ids_MK=torch.from_numpy(token_ids_MK).to(device),
+        valid_MK=torch.from_numpy(valid_MK).to(device),
+        log_probs_MK=torch.from_numpy(log_probs_MK).to(device),
+        log_normalizer_M=torch.from_numpy(normalizers_M).to(device),
+        tail_log_mass_M=torch.from_numpy(tails_M).to(device),
+    )
+
+
+def _temperature_index(temperatures: np.ndarray, wanted: float) -> int:
+    found = np.flatnonzero(temperatures == np.float32(wanted))
+    if not len(found):
+        raise ValueError(f"targets hold temperatures {temperatures.tolist()}, not {wanted}")
+    return int(found[0])

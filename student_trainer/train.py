@@ -1,0 +1,308 @@
+"""`torchrun -m student_trainer.train CONFIG.yaml --section.field=value`: one training run.
+
+Exit codes: 0 done, 1 failed, 2 misused.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from masked_diffusion.families import Denoiser
+from protos import errors
+from student_trainer import config_file, wire
+from student_trainer.batches import BatchPlan
+from student_trainer.client import RetryPolicy, TeacherClient
+from student_trainer.config import Config
+from student_trainer.data import TokenizedDataset, load_dataset
+from student_trainer.metrics import MetricsLog
+from student_trainer.parallel import Parallel, start_parallel
+from student_trainer.prefetch import Prefetcher
+from student_trainer.states import (
+    BatchReader,
+    MicroStep,
+    NoisedStates,
+    StateBatch,
+    StateSource,
+    TrajectoryStates,
+)
+from student_trainer.student import StudentSpec, TeacherFacts, build_student, check_vocabulary
+from student_trainer.targets import RemoteTeacher, TargetCounters
+from student_trainer.teacher_process import TeacherProcess
+from student_trainer.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILED = 1
+EXIT_MISUSED = 2
+
+
+def run(config: Config, parallel: Parallel) -> None:
+    """Builds everything from the configuration and trains."""
+    output_dir = Path(config.train.output_dir)
+    if parallel.is_main:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "config.yaml").write_text(config_file.to_yaml(config), encoding="utf-8")
+    with contextlib.ExitStack() as stack:
+        teacher = _connect(config, parallel, stack)
+        denoiser = build_student(_student_spec(config), device=parallel.device, dtype=None)
+        if teacher is not None:
+            _check_fits(denoiser, teacher, config)
+        reader = _reader(config, denoiser, parallel)
+        source = _source(config, reader, teacher)
+        num_steps = config.train.max_steps or math.ceil(
+            config.train.num_train_epochs * len(reader.dataset) / reader.plan.global_batch_size
+        )
+        trainer = Trainer(config, denoiser, parallel, num_steps=num_steps)
+        _announce(denoiser, reader, teacher, num_steps, parallel)
+        prefetcher: Prefetcher[MicroStep, list[StateBatch]] = Prefetcher(
+            reader.micro_steps(trainer.first_step, num_steps),
+            source.states,
+            window=config.distill.prefetch_window,
+            on_close=None if teacher is None else teacher.close,
+        )
+        log = None
+        if parallel.is_main:
+            log = stack.enter_context(
+                MetricsLog(
+                    output_dir / "metrics.jsonl",
+                    num_steps=num_steps,
+                    first_step=trainer.first_step,
+                    log_every_n_steps=config.train.log_every_n_steps,
+                )
+            )
+        stack.enter_context(prefetcher)
+        trainer.train(
+            iter(prefetcher),
+            num_micro_steps=reader.num_micro_steps,
+            counters=lambda: TargetCounters() if teacher is None else teacher.counters,
+            log=log,
+        )
+        if config.train.save_hf_weights:
+            folder = trainer.export()
+            logger.info("exported folder=%s", folder)
+
+
+def _connect(
+    config: Config, parallel: Parallel, stack: contextlib.ExitStack
+) -> RemoteTeacher | None:
+    if not config.uses_teacher:
+        return None
+    distill = config.distill
+    address = distill.teacher_address
+    if not address:
+        assert distill.teacher_model_path is not None
+        address = _start_local_teacher(
+            distill.teacher_model_path, Path(config.train.output_dir), parallel, stack
+        )
+    client = stack.enter_context(
+        TeacherClient(
+            address,
+            retry=RetryPolicy(give_up_after_s=distill.teacher_timeout_s),
+            client_id=f"rank{parallel.rank}-{os.getpid()}",
+        )
+    )
+    return RemoteTeacher(
+        client,
+        spec=wire.TargetSpec(
+            encoding=distill.encoding,
+            dtype=distill.value_dtype,
+            top_k=distill.top_k,
+            temperatures=(distill.temperature,),
+        ),
+        sampler=wire.SamplerSpec(
+            algorithm=distill.diffusion_sampling_alg,
+            num_steps=distill.num_sampling_steps,
+            temperature=distill.diffusion_temperature,
+            top_k=distill.diffusion_top_k,
+            alg_temp=distill.diffusion_alg_temp,
+        ),
+        device=parallel.device,
+    )
+
+
+def _start_local_teacher(
+    model: str, output_dir: Path, parallel: Parallel, stack: contextlib.ExitStack
+) -> str:
+    """One server a node, started by its first rank; every rank learns its own node's address."""
+    address, failure = "", ""
+    if parallel.local_rank == 0:
+        log_path = output_dir / f"teacher_server_{parallel.rank}.log"
+        try:
+            address = stack.enter_context(TeacherProcess(model, log_path=log_path)).address
+        except RuntimeError as error:
+            failure = str(error)
+    answers = parallel.gather((address, failure))
+    for _, problem in answers:
+        if problem:
+            raise RuntimeError(problem)
+    first_rank_here = parallel.rank - parallel.local_rank
+    return answers[first_rank_here][0]
+
+
+def _student_spec(config: Config) -> StudentSpec:
+    return StudentSpec(
+        model_path=config.model.model_path,
+        config_path=config.model.config_path,
+        config_overrides=dict(config.model.config_overrides),
+        init_from_teacher=config.init_student_from_teacher,
+        teacher_model_path=config.distill.teacher_model_path,
+        seed=config.train.seed,
+    )
+
+
+def _check_fits(denoiser: Denoiser, teacher: RemoteTeacher, config: Config) -> None:
+    description = teacher.description
+    check_vocabulary(
+        denoiser.info,
+        TeacherFacts(
+            vocab_size=description.vocab_size,
+            mask_token_id=description.mask_token_id,
+            tokenizer_fingerprint=description.tokenizer_fingerprint,
+        ),
+    )
+    if config.data.max_seq_len > description.max_length:
+        raise ValueError(
+            f"data.max_seq_len is {config.data.max_seq_len}, the teacher's maximum is "
+            f"{description.max_length}; lower data.max_seq_len"
+        )
+    if description.num_invalid_leading_positions > denoiser.info.num_invalid_leading_positions:
+        bos = denoiser.info.bos_token_id
+        if bos is None:
+            raise ValueError(
+                "the teacher cannot predict a sequence's first token, and the tokenizer has no "
+                "start token (bos_token) to put there; set tokenizer.bos_token"
+            )
+    algorithm = config.distill.diffusion_sampling_alg
+    if config.distill.state_source == "trajectory" and algorithm not in description.algorithms:
+        raise ValueError(
+            f"distill.diffusion_sampling_alg {algorithm!r} is not offered by the teacher; offered: "
+            f"{', '.join(description.algorithms)}"
+        )
+
+
+def _reader(config: Config, denoiser: Denoiser, parallel: Parallel) -> BatchReader:
+    if denoiser.tokenizer is None:
+        raise ValueError(
+            f"{denoiser.info.name} has no tokenizer to read data.train_path with; put the "
+            "tokenizer's files into its folder"
+        )
+    if config.data.max_seq_len > denoiser.info.max_length:
+        raise ValueError(
+            f"data.max_seq_len is {config.data.max_seq_len}, the student's maximum is "
+            f"{denoiser.info.max_length}; lower it, or raise max_position_embeddings"
+        )
+    cache = config.data.cache_dir or str(Path(config.train.output_dir) / "data_cache")
+    dataset: TokenizedDataset = load_dataset(
+        config.data.train_path,
+        text_keys=config.data.text_keys,
+        tokenizer=denoiser.tokenizer,
+        max_seq_len=config.data.max_seq_len,
+        min_chunk_tokens=config.data.min_chunk_tokens,
+        cache_folder=Path(cache),
+    )
+    unit = config.train.micro_batch_size * parallel.world_size
+    size = config.train.global_batch_size or unit
+    if size % unit:
+        raise ValueError(
+            f"train.global_batch_size is {size}, which is no multiple of train.micro_batch_size "
+            f"{config.train.micro_batch_size} times {parallel.world_size} ranks; use "
+            f"{max(unit, size // unit * unit)}"
+        )
+    return BatchReader(
+        dataset=dataset,
+        plan=BatchPlan(dataset_size=len(dataset), global_batch_size=size, seed=config.train.seed),
+        micro_batch_size=config.train.micro_batch_size,
+        rank=parallel.rank,
+        world_size=parallel.world_size,
+        info=denoiser.info,
+    )
+
+
+def _source(config: Config, reader: BatchReader, teacher: RemoteTeacher | None) -> StateSource:
+    if teacher is not None and config.distill.state_source == "trajectory":
+        return TrajectoryStates(
+            reader=reader, config=config.train, distill=config.distill, teacher=teacher
+        )
+    return NoisedStates(reader=reader, config=config.train, teacher=teacher)
+
+
+def _announce(
+    denoiser: Denoiser,
+    reader: BatchReader,
+    teacher: RemoteTeacher | None,
+    num_steps: int,
+    parallel: Parallel,
+) -> None:
+    if not parallel.is_main:
+        return
+    logger.info(
+        "student num_params=%d hidden_size=%d vocab_size=%d ranks=%d device=%s",
+        denoiser.info.num_parameters,
+        denoiser.info.hidden_size,
+        denoiser.info.vocab_size,
+        parallel.world_size,
+        parallel.device,
+    )
+    logger.info(
+        "data sequences=%d tokens=%d steps=%d global_batch_size=%d micro_steps=%d",
+        len(reader.dataset),
+        len(reader.dataset.token_ids),
+        num_steps,
+        reader.plan.global_batch_size,
+        reader.num_micro_steps,
+    )
+    if teacher is not None:
+        logger.info(
+            "teacher name=%s num_params=%d revision=%s",
+            teacher.description.name,
+            teacher.description.num_parameters,
+            teacher.description.revision[:12],
+        )
+
+
+@contextlib.contextmanager
+def _logging(is_main: bool) -> Iterator[None]:
+    logging.basicConfig(
+        level=os.environ.get("LOG_LEVEL", "INFO") if is_main else "WARNING",
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        stream=sys.stderr,
+    )
+    yield
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains as the arguments say; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"{(__doc__ or '').strip()}\n\n{config_file.manual()}")
+        return 0 if arguments else EXIT_MISUSED
+    is_main = os.environ.get("RANK", "0") == "0"
+    try:
+        config = config_file.load_config(arguments)
+    except config_file.ConfigError as error:
+        if is_main:
+            print(f"distill train: {error}", file=sys.stderr)
+        return EXIT_MISUSED
+    with _logging(is_main):
+        if is_main:
+            print(config_file.to_yaml(config), flush=True)
+        try:
+            with start_parallel() as parallel:
+                run(config, parallel)
+        except (ValueError, OSError, RuntimeError, errors.TeacherError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            logger.debug("failed", exc_info=True)
+            print(f"distill train: {error}", file=sys.stderr)
+            return EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

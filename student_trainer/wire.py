@@ -1,0 +1,200 @@
+"""What the client asks and what it is told, in plain types: messages stay inside this file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from protos import teacher_pb2 as pb
+
+Encoding = Literal["hidden", "top_k", "logits"]
+
+_ENCODINGS: Mapping[str, int] = {
+    "hidden": pb.ENCODING_HIDDEN,
+    "top_k": pb.ENCODING_TOP_K,
+    "logits": pb.ENCODING_LOGITS,
+}
+_DTYPES: Mapping[str, int] = {
+    "auto": pb.VALUE_DTYPE_UNSPECIFIED,
+    "f32": pb.VALUE_DTYPE_F32,
+    "f16": pb.VALUE_DTYPE_F16,
+    "bf16": pb.VALUE_DTYPE_BF16,
+}
+_DTYPE_NAMES = {value: name for name, value in _DTYPES.items() if name != "auto"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TargetSpec:
+    """How targets are written."""
+
+    encoding: Encoding = "hidden"
+    dtype: Literal["auto", "f32", "f16", "bf16"] = "auto"
+    """"auto": the teacher's own for hidden states, f16 for TOP_K, f32 for LOGITS."""
+    top_k: int = 64
+    top_p: float = 1.0
+    temperatures: tuple[float, ...] = (1.0,)
+
+    def to_message(self) -> pb.TargetSpec:
+        """The message; fields of other encodings stay empty."""
+        is_top_k = self.encoding == "top_k"
+        return pb.TargetSpec(
+            encoding=_ENCODINGS[self.encoding],
+            dtype=_DTYPES[self.dtype],
+            top_k=self.top_k if is_top_k else 0,
+            top_p=self.top_p if is_top_k else 0.0,
+            temperatures=self.temperatures if is_top_k else (),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplerSpec:
+    """How trajectories evolve, see `masked_diffusion.samplers.SamplerConfig`."""
+
+    algorithm: str
+    num_steps: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    alg_temp: float = 0.0
+    eps: float = 1e-3
+
+    def to_message(self) -> pb.SamplerSpec:
+        """The message. An algorithm the contract does not know goes out as 0 and is refused."""
+        return pb.SamplerSpec(
+            algorithm=_enum_value(pb.Algorithm, f"ALGORITHM_{self.algorithm.upper()}"),
+            num_steps=self.num_steps,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            alg_temp=self.alg_temp,
+            eps=self.eps,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptureSpec:
+    """Which steps return targets: every n-th, listed ones, or (both empty) none."""
+
+    every_n_steps: int = 0
+    steps: tuple[int, ...] = ()
+
+    def to_message(self) -> pb.Capture:
+        """The message."""
+        if self.every_n_steps:
+            return pb.Capture(kind=pb.CAPTURE_KIND_EVERY_N, every_n_steps=self.every_n_steps)
+        if self.steps:
+            return pb.Capture(kind=pb.CAPTURE_KIND_STEPS, steps=self.steps)
+        return pb.Capture(kind=pb.CAPTURE_KIND_NONE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherDescription:
+    """What a teacher told about itself."""
+
+    name: str
+    family: str
+    revision: str
+    tokenizer_fingerprint: str
+    vocab_size: int
+    mask_token_id: int
+    max_length: int
+    hidden_size: int
+    head_digest: str
+    num_invalid_leading_positions: int
+    num_parameters: int
+    encodings: tuple[str, ...]
+    algorithms: tuple[str, ...]
+    max_sequences: int
+    max_tokens: int
+
+    @classmethod
+    def from_message(cls, message: pb.DescribeTeacherResponse) -> "TeacherDescription":
+        """Reads the message; encodings and algorithms this client does not know are left out."""
+        names = {value: name for name, value in _ENCODINGS.items()}
+        return cls(
+            name=message.name,
+            family=message.family,
+            revision=message.revision,
+            tokenizer_fingerprint=message.tokenizer_fingerprint,
+            vocab_size=message.vocab_size,
+            mask_token_id=message.mask_token_id,
+            max_length=message.max_length,
+            hidden_size=message.hidden_size,
+            head_digest=message.head_digest,
+            num_invalid_leading_positions=message.num_invalid_leading_positions,
+            num_parameters=message.num_parameters,
+            encodings=tuple(names[value] for value in message.encodings if value in names),
+            algorithms=tuple(
+                pb.Algorithm.Name(value).removeprefix("ALGORITHM_").lower()
+                for value in message.algorithms
+            ),
+            max_sequences=message.limits.max_sequences,
+            max_tokens=message.limits.max_tokens,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class WireHead:
+    """The teacher's head as it arrived; logits = c * tanh(s * (h W^T + b) / c) with a soft cap c."""
+
+    digest: str
+    dtype: Literal["f32", "f16", "bf16"]
+    weight_VD: np.ndarray
+    """[V, D], uint16 bits where the dtype is bf16."""
+    bias_V: np.ndarray | None
+    logit_scale: float
+    logit_soft_cap: float | None
+
+    @classmethod
+    def from_bytes(cls, spec: pb.HeadSpec, data: bytes | bytearray) -> "WireHead":
+        """Cuts the payload of GetHead into weight and bias."""
+        dtype = _DTYPE_NAMES[spec.dtype]
+        flat = np.frombuffer(data, dtype={"f32": "<f4", "f16": "<f2", "bf16": "<u2"}[dtype])
+        size = spec.vocab_size * spec.hidden_size
+        return cls(
+            digest=spec.digest,
+            dtype=dtype,  # type: ignore[arg-type]
+            weight_VD=flat[:size].reshape(spec.vocab_size, spec.hidden_size),
+            bias_V=flat[size : size + spec.vocab_size] if spec.has_bias else None,
+            logit_scale=spec.logit_scale,
+            logit_soft_cap=spec.logit_soft_cap or None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Trajectory:
+    """The end of one trajectory."""
+
+    sequence_id: int
+    token_ids_L: np.ndarray
+    """[L] int32."""
+    unmask_steps_L: np.ndarray
+    """[L] int32: the step that last unmasked it, -1 = given."""
+    num_forwards: int
+    num_steps: int
+
+    @classmethod
+    def from_message(cls, message: pb.TrajectoryRecord) -> "Trajectory":
+        """Reads the message."""
+        return cls(
+            sequence_id=message.sequence_id,
+            token_ids_L=np.frombuffer(message.token_ids, dtype="<i4"),
+            unmask_steps_L=np.frombuffer(message.unmask_steps, dtype="<i4"),
+            num_forwards=message.num_forwards,
+            num_steps=message.num_steps,
+        )
+
+
+def sequences_message(sequence_ids: Sequence[int], states: Sequence[np.ndarray]) -> pb.Sequences:
+    """Ragged ids of several sequences."""
+    return pb.Sequences(
+        sequence_ids=sequence_ids,
+        token_ids=b"".join(np.ascontiguousarray(ids, dtype="<i4").tobytes() for ids in states),
+        lengths=[len(ids) for ids in states],
+    )
+
+
+def _enum_value(enum: object, name: str) -> int:
+    known: Mapping[str, int] = dict(enum.items())  # type: ignore[attr-defined]
+    return known.get(name, 0)

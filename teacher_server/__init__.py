@@ -1,0 +1,1 @@
+"""Serves the distributions of a masked-diffusion teacher over gRPC."""

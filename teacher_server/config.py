@@ -1,0 +1,99 @@
+"""Configuration of the server: a frozen dataclass per owner, the text under a field its manual.
+
+Command-line options are made from these fields: `max_batch_tokens` is `--max-batch-tokens`.
+"""
+
+import math
+from dataclasses import dataclass
+
+
+def _require_positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def _require_not_negative(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be finite and not negative, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """What one engine may hold and how it forms batches."""
+
+    max_batch_tokens: int = 8192
+    """Padded tokens of one denoising step: rows times the longest of them."""
+    max_padding_fraction: float = 0.1
+    """Share of a batch that may be padding; rows of other lengths wait for the next step."""
+    max_queue_tokens: int = 1_048_576
+    """Tokens of all admitted rows; a request that does not fit is refused with a retry hint."""
+    max_pending_output_bytes: int = 1_073_741_824
+    """Bytes of targets that all streams together may hold before new requests are refused."""
+    stream_window_bytes: int = 8_388_608
+    """Bytes of targets that one stream may hold before its rows wait for the reader."""
+    max_head_elements: int = 16_777_216
+    """Elements of one chunk of logits, positions times vocabulary; bounds the head's memory."""
+    deterministic: bool = False
+    """One row a step: results are bit-identical whatever else is served, at the cost of speed."""
+    health_interval_s: float = 30.0
+    """An idle engine proves itself with a real forward this often."""
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self,
+            "max_batch_tokens",
+            "max_queue_tokens",
+            "max_pending_output_bytes",
+            "stream_window_bytes",
+            "max_head_elements",
+            "health_interval_s",
+        )
+        if not 0 <= self.max_padding_fraction < 1:
+            raise ValueError(
+                f"max_padding_fraction must be in [0, 1), got {self.max_padding_fraction}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LimitsConfig:
+    """Limits of one request, told by DescribeTeacher."""
+
+    max_sequences: int = 1024
+    """Sequences in a request."""
+    max_tokens: int = 262_144
+    """Tokens in a request, all sequences together."""
+    max_num_steps: int = 4096
+    """Sampling steps of a trajectory."""
+    max_top_k: int = 4096
+    """Ids kept a position with the TOP_K encoding."""
+    max_temperatures: int = 8
+    """Distillation temperatures in a request."""
+    max_deadline_s: float = 3600.0
+    """Longest time a request may live; it also bounds requests that name no deadline."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, *self.__slots__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """Where it listens, what it says, how it stops."""
+
+    listen: str = "127.0.0.1:50051"
+    """Address and port; port 0 takes a free one, which the ready line tells."""
+    drain_timeout_s: float = 30.0
+    """After SIGTERM, live streams have this long to finish."""
+    status_interval_s: float = 10.0
+    """Seconds between status lines; 0 for none."""
+    exit_with_stdin: bool = False
+    """Stop when standard input ends, so that a server started as a child never outlives it."""
+
+    def __post_init__(self) -> None:
+        _require_not_negative(self, "drain_timeout_s", "status_interval_s")
+        host, separator, port = self.listen.rpartition(":")
+        if not (separator and host and port.isdigit() and int(port) <= 65535):  # noqa: PLR2004
+            raise ValueError(f"listen must be HOST:PORT, got {self.listen!r}")

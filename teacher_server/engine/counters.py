@@ -1,0 +1,45 @@
+"""Counts of what the engine did, read by anyone, written by the engine's thread alone."""
+
+from dataclasses import dataclass, field
+
+from teacher_server.engine.sequence import Outcome
+
+
+@dataclass(slots=True)
+class EngineCounters:
+    """Totals since the start. admitted = the four outcomes + rows live or waiting."""
+
+    num_admitted_rows: int = 0
+    outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
+    num_forwards: int = 0
+    num_forward_rows: int = 0
+    num_forward_tokens: int = 0
+    """Tokens of all forwards, padding left out."""
+    num_padded_tokens: int = 0
+    """Tokens of all forwards, padding included."""
+    num_shared_forwards: int = 0
+    """Forwards with rows of more than one client."""
+    num_mixed_forwards: int = 0
+    """Forwards with both scores and trajectories."""
+    num_target_positions: int = 0
+    num_payload_bytes: int = 0
+    forward_s: float = 0.0
+    busy_s: float = 0.0
+    """Time in steps: forward, encoding, sampling."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Mean speed while busy, in tokens of forwards without padding."""
+        return self.num_forward_tokens / self.busy_s if self.busy_s else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLoad:
+    """The engine at one moment."""
+
+    num_live_rows: int
+    num_waiting_rows: int
+    num_queued_tokens: int
+    backlog_s: float
+    draining: bool
+    healthy: bool

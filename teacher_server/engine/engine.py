@@ -1,0 +1,246 @@
+"""The engine's loop: take what is new, form a batch, step it, hand the results back."""
+
+import contextlib
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from masked_diffusion.families import Denoiser
+
+from protos import errors
+from teacher_server.config import EngineConfig
+from teacher_server.engine.batcher import next_batch
+from teacher_server.engine.counters import EngineCounters, EngineLoad
+from teacher_server.engine.model_runner import ModelRunner
+from teacher_server.engine.queue import AdmissionQueue
+from teacher_server.engine.sequence import Outcome, Request, Row
+from teacher_server.engine.step import DenoisingStep
+from teacher_server.engine.stream import StreamEnd
+
+logger = logging.getLogger(__name__)
+
+_IDLE_WAIT_S = 0.5
+_DEFAULT_RETRY_AFTER_S = 1.0
+
+
+class Engine:
+    """Owns the denoiser and every row, in a thread of its own.
+
+    `submit`, `close`, `load` and `drain` may be called from any thread; everything else happens in
+    the engine's thread. Every admitted row ends exactly once, through `_end`.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        config: EngineConfig,
+        *,
+        revision: str,
+        on_dead: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self._config = config
+        self._runner = ModelRunner(denoiser, max_head_elements=config.max_head_elements)
+        self.counters = EngineCounters()
+        self._step = DenoisingStep(self._runner, self.counters, revision=revision)
+        self._queue = AdmissionQueue(max_tokens=config.max_queue_tokens)
+        self._rows: dict[int, Row] = {}  # by order of arrival
+        self._open_requests: set[Request] = set()
+        """Those whose streams are read; they outlive their rows while the reader is behind."""
+        self._served_tokens: dict[str, float] = {}
+        self._next_row = 0
+        self._stopping = False
+        self._proved_s = float("-inf")
+        self._on_dead = on_dead
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Proves the denoiser with a real forward, then starts serving."""
+        self._prove()
+        self._thread.start()
+
+    def submit(self, request: Request) -> None:
+        """Admits a request and its rows, or raises the refusal; `close` must follow."""
+        pending = sum(request.stream.pending_bytes for request in list(self._open_requests))
+        if pending > self._config.max_pending_output_bytes:
+            raise errors.OverloadedError(
+                f"readers are behind by {pending} bytes, limit "
+                f"{self._config.max_pending_output_bytes}; retry later",
+                retry_after_s=_DEFAULT_RETRY_AFTER_S,
+            )
+        self._queue.submit(request, retry_after_s=self._retry_after_s)
+        self._open_requests.add(request)
+
+    def close(self, request: Request) -> None:
+        """Tells that nobody reads the request's stream any more; frees the rows that are left."""
+        self._open_requests.discard(request)
+        self._queue.close(request)
+
+    def wake(self) -> None:
+        """Tells that a stream has room again."""
+        self._queue.wake()
+
+    def drain(self, *, timeout_s: float) -> bool:
+        """Refuses new requests and waits for the admitted ones; False when time ran out."""
+        self._queue.drain()
+        return self._queue.wait_empty(timeout_s=timeout_s)
+
+    def refuse_new(self) -> None:
+        """Refuses new requests from now on, without waiting."""
+        self._queue.drain()
+
+    def stop(self) -> None:
+        """Fails what is left and ends the thread."""
+        # Refuse first: what is admitted before that is still seen, and failed, by the thread.
+        self._queue.drain()
+        self._stopping = True
+        self._queue.wake()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def load(self) -> EngineLoad:
+        """The load at this moment; cheap."""
+        rows = list(self._rows.values())
+        live = sum(1 for row in rows if row.num_forwards)
+        return EngineLoad(
+            num_live_rows=live,
+            num_waiting_rows=len(rows) - live,
+            num_queued_tokens=self._queue.num_tokens,
+            backlog_s=self._backlog_s(rows),
+            draining=self._queue.draining,
+            healthy=self._thread.is_alive() and self._is_proved(),
+        )
+
+    def snapshot(self) -> EngineCounters:
+        """A copy of the counters."""
+        return dataclasses.replace(self.counters, outcomes=dict(self.counters.outcomes))
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._round()
+            self._end_all(errors.DrainingError("the server stopped"))
+        except BaseException as error:
+            logger.exception("engine died")
+            failure = errors.EngineError(f"the engine died: {type(error).__name__}: {error}")
+            self._queue.fail(failure)
+            self._end_all(failure)
+            if self._on_dead is not None:
+                self._on_dead(error)
+
+    def _round(self) -> None:
+        is_busy = any(
+            not row.is_ready or row.request.stream.has_room for row in self._rows.values()
+        )
+        incoming, closed = self._queue.take(timeout_s=0.0 if is_busy else _IDLE_WAIT_S)
+        self._admit(incoming)
+        self._expire()
+        for request in closed:
+            self._end_request(request, Outcome.CANCELLED, errors.CancelledError("cancelled"))
+        self._seek()
+        batch = self._next_batch()
+        if batch:
+            self._run_step(batch)
+        elif not self._is_proved():
+            self._prove()
+
+    def _admit(self, incoming: Iterable[Request]) -> None:
+        if incoming:
+            self._forget_idle_clients()
+        for request in incoming:
+            self.counters.num_admitted_rows += request.num_rows
+            # A client that comes back starts level with the least served of those at work.
+            floor = min(self._served_tokens.values(), default=0.0)
+            self._served_tokens.setdefault(request.client_id, floor)
+            if not request.rows:
+                request.stream.put(StreamEnd(None))
+            for row in request.rows:
+                row.order = self._next_row
+                self._rows[row.order] = row
+                self._next_row += 1
+
+    def _seek(self) -> None:
+        seeking = [row for row in self._rows.values() if not row.is_ready]
+        with self._failing(seeking, "the sampler"):
+            for row in self._step.seek(seeking):
+                self._end(row, Outcome.DONE)
+
+    def _next_batch(self) -> list[Row]:
+        batch = next_batch(
+            (row for row in self._rows.values() if row.is_ready and row.request.stream.has_room),
+            served_tokens=self._served_tokens,
+            max_batch_tokens=self._config.max_batch_tokens,
+            max_padding_fraction=self._config.max_padding_fraction,
+        )
+        return batch[:1] if self._config.deterministic else batch
+
+    def _run_step(self, batch: list[Row]) -> None:
+        started_s = time.monotonic()
+        for row in batch:
+            self._served_tokens[row.request.client_id] += row.length
+        with self._failing(batch, "the forward"):
+            self._step.run(batch)
+            self._proved_s = time.monotonic()
+        self.counters.busy_s += time.monotonic() - started_s
+
+    @contextlib.contextmanager
+    def _failing(self, rows: list[Row], what: str) -> Iterator[None]:
+        """Ends the rows' requests where the block raises; the engine and all others go on."""
+        try:
+            yield
+        except Exception as error:
+            logger.exception("failed what=%r rows=%d", what, len(rows))
+            failure = errors.EngineError(f"{what} failed: {type(error).__name__}: {error}")
+            for request in {row.request for row in rows}:
+                self._end_request(request, Outcome.FAILED, failure)
+
+    def _expire(self) -> None:
+        now_s = time.monotonic()
+        expired = {row.request for row in self._rows.values() if row.request.deadline_s <= now_s}
+        for request in expired:
+            failure = errors.DeadlineError(f"request {request.request_id} was not done in time")
+            self._end_request(request, Outcome.EXPIRED, failure)
+
+    def _end_request(self, request: Request, outcome: Outcome, error: errors.TeacherError) -> None:
+        for row in list(request.rows):
+            self._end(row, outcome, error)
+
+    def _end_all(self, error: errors.TeacherError) -> None:
+        incoming, _ = self._queue.take(timeout_s=0.0)
+        self._admit(incoming)
+        for row in list(self._rows.values()):
+            self._end(row, Outcome.FAILED, error)
+
+    def _end(self, row: Row, outcome: Outcome, error: errors.TeacherError | None = None) -> None:
+        """The one way out for a row."""
+        request = row.request
+        del self._rows[row.order]
+        request.rows.remove(row)
+        self.counters.outcomes[outcome] += 1
+        request.error = request.error or error
+        self._queue.release(row.length)
+        if not request.rows:
+            request.stream.put(StreamEnd(request.error))
+
+    def _forget_idle_clients(self) -> None:
+        active = {row.request.client_id for row in self._rows.values()}
+        self._served_tokens = {
+            client: served for client, served in self._served_tokens.items() if client in active
+        }
+
+    def _prove(self) -> None:
+        self._runner.prove()
+        self._proved_s = time.monotonic()
+
+    def _is_proved(self) -> bool:
+        return time.monotonic() - self._proved_s < self._config.health_interval_s
+
+    def _backlog_s(self, rows: list[Row]) -> float:
+        speed = self.counters.tokens_per_s
+        left = sum(row.length * max(1, row.num_steps - row.step) for row in rows)
+        return left / speed if speed else 0.0
+
+    def _retry_after_s(self) -> float:
+        backlog_s = self._backlog_s(list(self._rows.values()))
+        return min(max(backlog_s / 2, 0.1), 30.0) if backlog_s else _DEFAULT_RETRY_AFTER_S

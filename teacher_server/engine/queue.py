@@ -1,0 +1,106 @@
+"""Where requests, and the news that they are closed, cross from the event loop into the engine's thread."""
+
+import threading
+from collections.abc import Callable
+
+from protos import errors
+from teacher_server.engine.sequence import Request
+
+
+class AdmissionQueue:
+    """Admits requests in tokens, refuses what does not fit, and wakes the engine.
+
+    Tokens stay counted from `submit` until the engine calls `release`, so the limit covers waiting
+    and live rows alike.
+    """
+
+    def __init__(self, *, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._changed = threading.Condition()
+        self._incoming: list[Request] = []
+        self._closed: list[Request] = []
+        self._num_tokens = 0
+        self._woken = False
+        self._draining = False
+        self._failure: errors.TeacherError | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all admitted rows that have not ended."""
+        return self._num_tokens
+
+    @property
+    def draining(self) -> bool:
+        """True once new requests are refused."""
+        return self._draining
+
+    def submit(self, request: Request, *, retry_after_s: Callable[[], float]) -> None:
+        """Admits a request.
+
+        Raises:
+            DrainingError: the server is stopping.
+            OverloadedError: its tokens do not fit; carries the hint of `retry_after_s`.
+            EngineError: the engine has stopped.
+        """
+        with self._changed:
+            if self._failure is not None:
+                raise self._failure
+            if self._draining:
+                raise errors.DrainingError("the server is stopping; use another replica")
+            if self._num_tokens and self._num_tokens + request.num_tokens > self._max_tokens:
+                raise errors.OverloadedError(
+                    f"queue is full: {self._num_tokens} tokens are admitted, the request has "
+                    f"{request.num_tokens}, limit {self._max_tokens}; retry later",
+                    retry_after_s=retry_after_s(),
+                )
+            self._num_tokens += request.num_tokens
+            self._incoming.append(request)
+            self._wake()
+
+    def close(self, request: Request) -> None:
+        """Asks the engine to drop what is left of a request; harmless when it has ended."""
+        with self._changed:
+            self._closed.append(request)
+            self._wake()
+
+    def release(self, num_tokens: int) -> None:
+        """Gives the tokens of ended rows back."""
+        with self._changed:
+            self._num_tokens -= num_tokens
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Makes `take` return: something outside changed."""
+        with self._changed:
+            self._wake()
+
+    def drain(self) -> None:
+        """Refuses new requests from now on."""
+        with self._changed:
+            self._draining = True
+            self._wake()
+
+    def fail(self, error: errors.TeacherError) -> None:
+        """Refuses new requests with this error: the engine is dead."""
+        with self._changed:
+            self._failure = error
+            self._changed.notify_all()
+
+    def take(self, *, timeout_s: float) -> tuple[list[Request], list[Request]]:
+        """New requests and closed ones; waits up to `timeout_s` while there is nothing new."""
+        with self._changed:
+            if not self._woken and timeout_s > 0:
+                self._changed.wait_for(lambda: self._woken, timeout=timeout_s)
+            self._woken = False
+            incoming, self._incoming = self._incoming, []
+            closed, self._closed = self._closed, []
+            return incoming, closed
+
+    def wait_empty(self, *, timeout_s: float) -> bool:
+        """Waits until no admitted row is left; False when time ran out."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._num_tokens == 0, timeout=timeout_s)
+
+    def _wake(self) -> None:
+        self._woken = True
+        self._changed.notify_all()

@@ -1,0 +1,114 @@
+"""What the engine holds: requests, and their rows (one sequence at its own step)."""
+
+import enum
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from masked_diffusion.samplers import SamplerConfig
+
+from protos import errors
+from teacher_server.engine.stream import OutputStream
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TargetSpec:
+    """How targets are written."""
+
+    encoding: Literal["hidden", "top_k", "logits"]
+    dtype: Literal["f32", "f16", "bf16"]
+    top_k: int = 0
+    """Ids kept at most, for "top_k"."""
+    top_p: float = 1.0
+    """Mass at which fewer are kept, for "top_k"."""
+    temperatures: tuple[float, ...] = (1.0,)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Capture:
+    """Which steps of a trajectory return targets; steps are counted from 0."""
+
+    every_n_steps: int = 0
+    """n > 0: steps i with i % n == 0."""
+    steps: frozenset[int] = frozenset()
+
+    def covers(self, step: int) -> bool:
+        """True where targets of the step are returned."""
+        return step in self.steps or (self.every_n_steps > 0 and step % self.every_n_steps == 0)
+
+
+class Outcome(enum.StrEnum):
+    """How a row ended; every admitted row has exactly one."""
+
+    DONE = "done"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    FAILED = "failed"
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Request:
+    """What one call asked for, as the engine sees it."""
+
+    request_id: str
+    client_id: str
+    kind: Literal["score", "trajectory"]
+    deadline_s: float
+    """Monotonic time at which the caller stops waiting."""
+    targets: TargetSpec
+    capture: Capture
+    sampler: SamplerConfig | None
+    """None for a score."""
+    stream: OutputStream
+    rows: list["Row"] = field(default_factory=list)
+    """Rows that have not ended."""
+    num_rows: int = 0
+    num_tokens: int = 0
+    num_target_positions: int = 0
+    num_forwards: int = 0
+    error: errors.TeacherError | None = None
+    """Why it did not end well; the first cause wins."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Row:
+    """One sequence at its own step of its own request. Owned by the engine's thread."""
+
+    request: Request
+    sequence_id: int
+    x_L: torch.Tensor
+    """[L] int64 on the CPU: the ids now. Replaced, never written in place."""
+    frozen_L: torch.Tensor
+    """[L] bool: never touched."""
+    order: int = -1
+    """Order of arrival in the engine."""
+    seed: int = 0
+    step: int = 0
+    num_steps: int = 1
+    positions_M: np.ndarray | None = None
+    """[M] int32 positions that carry targets; None = the masked ones."""
+    unmask_steps_L: np.ndarray | None = None
+    """[L] int32, -1 = given or still masked; None for a score."""
+    num_forwards: int = 0
+    num_collected_steps: int = 0
+    last_collected_step: int = -1
+    """Steps up to here are not emitted: the client has them."""
+    state_is_collected: bool = False
+    """True where the client has the present state's targets: idle steps do not repeat them."""
+    is_ready: bool = False
+    """True where the present step needs a forward; else the step may turn out to be idle."""
+    decided_L: torch.Tensor | None = None
+    """[L] bool: where the sampler must decide at this step; None for a score."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of the sequence."""
+        return len(self.x_L)
+
+    @property
+    def captures_now(self) -> bool:
+        """True where the present step returns targets that the client does not have."""
+        if self.request.kind == "score":
+            return True
+        return not self.state_is_collected and self.request.capture.covers(self.step)

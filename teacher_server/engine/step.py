@@ -1,0 +1,270 @@
+"""One denoising step of a batch: forward, encode what is captured, sample, advance each row."""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from masked_diffusion import schedule
+from masked_diffusion.samplers import RowBatch, SamplerConfig, get_sampler, sample_tokens
+from torch import Tensor
+
+from protos import codec
+from teacher_server.engine import encoder
+from teacher_server.engine.counters import EngineCounters
+from teacher_server.engine.model_runner import ModelRunner
+from teacher_server.engine.sequence import Row
+from teacher_server.engine.stream import TargetsReady, TrajectoryDone
+
+# Idle steps passed in one go, about a millisecond each for a group of rows.
+_MAX_IDLE_STEPS = 8
+_MAX_GROUP_ROWS = 64
+
+
+class DenoisingStep:
+    """Advances rows by one step; knows nothing of queues, clients and time limits."""
+
+    def __init__(self, runner: ModelRunner, counters: EngineCounters, *, revision: str) -> None:
+        self._runner = runner
+        self._counters = counters
+        self._revision = revision
+        self._info = runner.denoiser.info
+
+    def seek(self, rows: Iterable[Row]) -> list[Row]:
+        """Moves rows towards their next step that needs a forward; returns the finished ones.
+
+        Idle steps, at which no token can move and nothing new would be captured, are passed
+        without a forward; the state does not change on them. A call passes a few of them at most,
+        so that a long idle stretch never holds other rows up: rows that are still not `is_ready`
+        go on at the next call.
+        """
+        # Rows of similar length side by side: little padding.
+        seeking = sorted(rows, key=lambda row: row.length)
+        finished: list[Row] = []
+        for _ in range(_MAX_IDLE_STEPS):
+            going = list[Row]()
+            for row in seeking:
+                (finished if self._is_over(row) else going).append(row)
+            for group in _groups(going):
+                for start in range(0, len(group), _MAX_GROUP_ROWS):
+                    self._decide(group[start : start + _MAX_GROUP_ROWS])
+            seeking = [row for row in going if not row.is_ready]
+        for row in finished:
+            if row.request.kind == "trajectory":
+                self._emit_trajectory(row)
+        return finished
+
+    def run(self, batch: Sequence[Row]) -> None:
+        """Runs one forward for all rows and advances each; every row `is_ready` before."""
+        started_s = time.monotonic()
+        hidden_BLD = self._runner.hidden_states([row.x_L for row in batch])
+        self._count(batch, time.monotonic() - started_s)
+        for index, row in enumerate(batch):
+            row.num_forwards += 1
+            row.request.num_forwards += 1
+            if row.captures_now:
+                self._emit_targets(row, hidden_BLD[index])
+        # Scores, and idle steps that were only captured, sample nothing.
+        index_of = {id(row): index for index, row in enumerate(batch)}
+        for rows in _groups(row for row in batch if _decides(row)):
+            self._sample(rows, hidden_BLD[[index_of[id(row)] for row in rows]])
+        for row in batch:
+            row.step += 1
+            row.is_ready = False
+
+    def _is_over(self, row: Row) -> bool:
+        if row.request.kind == "score":
+            return row.num_forwards > 0
+        return row.step >= row.num_steps or not bool(self._open(row).any())
+
+    def _open(self, row: Row) -> Tensor:
+        """[L] bool, the positions still to be unmasked."""
+        return (row.x_L == self._info.mask_token_id) & ~row.frozen_L
+
+    def _decide(self, rows: Sequence[Row]) -> None:
+        """Finds where the sampler decides at each row's step; passes the step where it is idle."""
+        config = rows[0].request.sampler
+        if config is None:
+            for row in rows:
+                row.is_ready = True
+            return
+        decided_BL = get_sampler(config.algorithm).positions_to_decide(
+            _row_batch(rows), config, mask_token_id=self._info.mask_token_id
+        )
+        for row, decided_L in zip(rows, decided_BL, strict=True):
+            row.decided_L = decided_L[: row.length]
+            is_idle = not _decides(row)
+            if row.step <= row.last_collected_step and row.captures_now:
+                # Sent before the stream broke; an idle step's forward is not run again.
+                row.state_is_collected = True
+                row.num_forwards += is_idle
+            row.is_ready = not is_idle or row.captures_now
+            row.step += not row.is_ready
+
+    def _count(self, batch: Sequence[Row], forward_s: float) -> None:
+        counters = self._counters
+        counters.num_forwards += 1
+        counters.num_forward_rows += len(batch)
+        counters.num_forward_tokens += sum(row.length for row in batch)
+        counters.num_padded_tokens += len(batch) * max(row.length for row in batch)
+        counters.num_shared_forwards += len({row.request.client_id for row in batch}) > 1
+        counters.num_mixed_forwards += len({row.request.kind for row in batch}) > 1
+        counters.forward_s += forward_s
+
+    def _emit_targets(self, row: Row, hidden_LD: Tensor) -> None:
+        positions_M = self._positions(row)
+        is_score = row.request.kind == "score"
+        ids = row.x_L.to(torch.int32).numpy()
+        row.num_collected_steps += 1
+        row.state_is_collected = True
+        hidden_MD = hidden_LD[torch.from_numpy(positions_M).long().to(hidden_LD.device)]
+        payload = codec.encode_targets(
+            codec.StepTargets(
+                sequence_id=row.sequence_id,
+                step=row.step,
+                time=self._time(row),
+                revision=self._revision,
+                tokenizer_fingerprint=self._info.tokenizer_fingerprint,
+                state=None if is_score else ids,
+                state_digest=codec.state_digest(ids),
+                unmask_steps=row.unmask_steps_L,
+                num_forwards=row.num_forwards,
+                positions=positions_M,
+                distribution=self._encode(row, hidden_MD),
+            )
+        )
+        self._counters.num_target_positions += len(positions_M)
+        self._counters.num_payload_bytes += len(payload)
+        row.request.num_target_positions += len(positions_M)
+        row.request.stream.put(TargetsReady(row.sequence_id, row.step, payload))
+
+    def _positions(self, row: Row) -> np.ndarray:
+        if row.positions_M is not None:
+            return row.positions_M
+        return np.flatnonzero(self._open(row).numpy()).astype(np.int32)
+
+    def _time(self, row: Row) -> float:
+        if row.request.sampler is None:
+            return float((row.x_L == self._info.mask_token_id).float().mean())
+        times = schedule.timesteps(row.num_steps, eps=row.request.sampler.eps)
+        return float(times[row.step])
+
+    def _encode(self, row: Row, hidden_MD: Tensor) -> codec.Distribution:
+        spec = row.request.targets
+        if spec.encoding == "hidden":
+            return encoder.encode_hidden(hidden_MD, dtype=spec.dtype)
+        assert spec.dtype != "bf16"
+        if spec.encoding == "logits":
+            return encoder.concatenate(
+                [
+                    encoder.encode_logits(chunk, dtype=spec.dtype)
+                    for chunk in self._runner.logits_chunks(hidden_MD)
+                ]
+            )
+        return encoder.concatenate(
+            [
+                encoder.encode_top_k(
+                    chunk,
+                    top_k=spec.top_k,
+                    top_p=spec.top_p,
+                    temperatures=spec.temperatures,
+                    dtype=spec.dtype,
+                )
+                for chunk in self._runner.logits_chunks(hidden_MD)
+            ]
+        )
+
+    def _sample(self, rows: Sequence[Row], hidden_BLD: Tensor) -> None:
+        config = rows[0].request.sampler
+        assert config is not None
+        sampler = get_sampler(config.algorithm)
+        batch = _row_batch(rows)
+        decided_BL = _pad([row.decided_L for row in rows if row.decided_L is not None], value=False)
+        hidden_PD = hidden_BLD[:, : decided_BL.shape[1]][decided_BL.to(hidden_BLD.device)]
+        token_uniforms_P = batch.uniforms("token")[decided_BL]
+        tokens, confidences = [], []
+        offset = 0
+        for logits_PV in self._runner.logits_chunks(hidden_PD):
+            samples = sample_tokens(
+                logits_PV,
+                temperature=config.temperature,
+                top_p=config.top_p,
+                top_k=config.top_k,
+                confidence=sampler.confidence,
+                uniforms_M=token_uniforms_P[offset : offset + len(logits_PV)].to(logits_PV.device),
+            )
+            tokens.append(samples.token_ids_M.cpu())
+            confidences.append(samples.confidence_M.cpu())
+            offset += len(logits_PV)
+        tokens_BL = torch.zeros_like(batch.x_BL)
+        confidence_BL = torch.zeros(batch.x_BL.shape, dtype=torch.float32)
+        tokens_BL[decided_BL] = torch.cat(tokens)
+        confidence_BL[decided_BL] = torch.cat(confidences)
+        x_BL = sampler.update(
+            batch,
+            config,
+            mask_token_id=self._info.mask_token_id,
+            decided_BL=decided_BL,
+            tokens_BL=tokens_BL,
+            confidence_BL=confidence_BL,
+        )
+        for index, row in enumerate(rows):
+            self._advance(row, x_BL[index, : row.length].clone())
+
+    def _advance(self, row: Row, next_x_L: Tensor) -> None:
+        changed_L = next_x_L != row.x_L
+        if not bool(changed_L.any()):
+            return
+        assert row.unmask_steps_L is not None
+        is_mask_L = (next_x_L == self._info.mask_token_id).numpy()
+        # A new array: the old one may still be referenced by a payload being encoded.
+        unmask_steps_L = row.unmask_steps_L.copy()
+        unmask_steps_L[changed_L.numpy()] = row.step
+        unmask_steps_L[changed_L.numpy() & is_mask_L] = -1
+        row.unmask_steps_L = unmask_steps_L
+        row.x_L = next_x_L
+        row.state_is_collected = False
+
+    def _emit_trajectory(self, row: Row) -> None:
+        assert row.unmask_steps_L is not None
+        row.request.stream.put(
+            TrajectoryDone(
+                sequence_id=row.sequence_id,
+                token_ids=row.x_L.to(torch.int32).numpy().astype("<i4").tobytes(),
+                unmask_steps=row.unmask_steps_L.astype("<i4").tobytes(),
+                num_forwards=row.num_forwards,
+                num_steps=row.step,
+                num_collected_steps=row.num_collected_steps,
+                revision=self._revision,
+            )
+        )
+
+
+def _decides(row: Row) -> bool:
+    return row.decided_L is not None and bool(row.decided_L.any())
+
+
+def _groups(rows: Iterable[Row]) -> Iterable[list[Row]]:
+    """Rows that a sampler takes together: alike but for step and number of steps; scores apart."""
+    groups: dict[SamplerConfig | None, list[Row]] = {}
+    for row in rows:
+        config = row.request.sampler
+        key = None if config is None else dataclasses.replace(config, num_steps=1)
+        groups.setdefault(key, []).append(row)
+    return groups.values()
+
+
+def _row_batch(rows: Sequence[Row]) -> RowBatch:
+    return RowBatch(
+        x_BL=_pad([row.x_L for row in rows], value=0),
+        frozen_BL=_pad([row.frozen_L for row in rows], value=True),
+        step_B=torch.tensor([row.step for row in rows]),
+        num_steps_B=torch.tensor([row.num_steps for row in rows]),
+        seeds=[row.seed for row in rows],
+        sequence_ids=[row.sequence_id for row in rows],
+    )
+
+
+def _pad(rows: Sequence[Tensor], *, value: int | bool) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)

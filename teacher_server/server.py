@@ -1,0 +1,262 @@
+"""`teacher-server`: loads a denoiser, serves it, drains on SIGTERM.
+
+Exit codes: 0 stopped as asked, 1 failed, 2 misused.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+import torch
+from masked_diffusion import checkpoints
+from masked_diffusion.families import Denoiser
+
+from protos import channel, teacher_pb2, teacher_pb2_grpc
+
+import grpc  # isort: skip  (after protos.channel, which sets gRPC's environment)
+from grpc_health.v1 import health, health_pb2_grpc  # isort: skip
+from grpc_reflection.v1alpha import reflection  # isort: skip
+
+from teacher_server import status
+from teacher_server.config import EngineConfig, LimitsConfig, ServerConfig
+from teacher_server.engine.engine import Engine
+from teacher_server.grpc_service import TeacherServicer
+from teacher_server.options import add_options, read_options
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILED = 1
+EXIT_MISUSED = 2
+
+
+class TeacherServer:
+    """One served denoiser: an engine, and the gRPC front before it."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        config: ServerConfig,
+        engine_config: EngineConfig,
+        limits: LimitsConfig,
+    ) -> None:
+        self._config = config
+        self._stop_requested: asyncio.Event | None = None
+        self._failed = False
+        self.port = 0
+        revision = checkpoints.weights_digest(denoiser)
+        self.engine = Engine(
+            denoiser, engine_config, revision=revision, on_dead=self._on_engine_death
+        )
+        self._servicer_arguments = {
+            "revision": revision,
+            "engine_config": engine_config,
+            "limits": limits,
+        }
+        self._denoiser = denoiser
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, *, on_ready: "threading.Event | None" = None) -> bool:
+        """Serves until `request_stop`; True when it ended as asked.
+
+        Raises:
+            OSError: the address cannot be listened on.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._stop_requested = asyncio.Event()
+        server = grpc.aio.server(options=channel.SERVER_OPTIONS)
+        servicer = TeacherServicer(self._denoiser, self.engine, **self._servicer_arguments)
+        teacher_pb2_grpc.add_TeacherServiceServicer_to_server(servicer, server)
+        health_servicer = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+        reflection.enable_server_reflection(
+            (
+                teacher_pb2.DESCRIPTOR.services_by_name["TeacherService"].full_name,
+                health.SERVICE_NAME,
+                reflection.SERVICE_NAME,
+            ),
+            server,
+        )
+        self.port = _listen(server, self._config.listen)
+        self.engine.start()
+        await server.start()
+        host = self._config.listen.rpartition(":")[0]
+        self._announce(f"{host}:{self.port}")
+        if on_ready is not None:
+            on_ready.set()
+        tasks = [asyncio.create_task(status.keep_health(self.engine, health_servicer))]
+        if self._config.status_interval_s:
+            tasks.append(
+                asyncio.create_task(
+                    status.log_status(self.engine, interval_s=self._config.status_interval_s)
+                )
+            )
+        await self._stop_requested.wait()
+        await self._drain(server, health_servicer)
+        for task in tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        return not self._failed
+
+    def request_stop(self) -> None:
+        """Starts draining; from any thread."""
+        if self._loop is not None and self._stop_requested is not None:
+            self._loop.call_soon_threadsafe(self._stop_requested.set)
+
+    async def _drain(
+        self, server: grpc.aio.Server, health_servicer: health.aio.HealthServicer
+    ) -> None:
+        started_s = time.monotonic()
+        await health_servicer.enter_graceful_shutdown()
+        self.engine.refuse_new()
+        drained = await asyncio.to_thread(self.engine.drain, timeout_s=self._config.drain_timeout_s)
+        if not drained:
+            # Ends the streams that are left with UNAVAILABLE, which clients resume elsewhere.
+            await asyncio.to_thread(self.engine.stop)
+        left_s = max(1.0, self._config.drain_timeout_s - (time.monotonic() - started_s))
+        await server.stop(grace=left_s)
+        await asyncio.to_thread(self.engine.stop)
+        logger.info("stopped drained=%s seconds=%.1f", drained, time.monotonic() - started_s)
+
+    def _on_engine_death(self, error: BaseException) -> None:
+        self._failed = True
+        self.request_stop()
+
+    def _announce(self, address: str) -> None:
+        info = self._denoiser.info
+        logger.info(
+            "ready address=%s model=%s family=%s num_params=%d vocab_size=%d mask_token_id=%d "
+            "max_length=%d device=%s dtype=%s",
+            address,
+            info.name,
+            info.family,
+            info.num_parameters,
+            info.vocab_size,
+            info.mask_token_id,
+            info.max_length,
+            self._denoiser.head_weight.device,
+            self._denoiser.head_weight.dtype,
+        )
+        # The one line on standard output: whoever started us reads the address from it.
+        print(f"teacher-server listening on {address}", flush=True)
+
+
+def _listen(server: grpc.aio.Server, address: str) -> int:
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(
+            f"listen address {address} is taken or cannot be bound; choose another port or stop "
+            "what listens there"
+        ) from error
+    return port
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="teacher-server", description="Serves a masked-diffusion teacher over gRPC."
+    )
+    parser.add_argument(
+        "--model", required=True, metavar="PATH_OR_ID", help="checkpoint folder or hub id"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one"
+    )
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "float16", "bfloat16"],
+        help="number format of the weights; auto keeps the checkpoint's",
+    )
+    parser.add_argument(
+        "--mask-token-id", type=int, default=None, help="only where the checkpoint names none"
+    )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code that the checkpoint brings"
+    )
+    parser.add_argument(
+        "--skip-self-test",
+        action="store_true",
+        help="serve even if attention is not bidirectional or padding matters",
+    )
+    parser.add_argument(
+        "--num-threads", type=int, default=0, help="CPU threads of the forward; 0 = torch's default"
+    )
+    for config_class in (ServerConfig, EngineConfig, LimitsConfig):
+        add_options(parser, config_class)
+    return parser.parse_args(arguments)
+
+
+def _load(arguments: argparse.Namespace) -> Denoiser:
+    device = arguments.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    started_s = time.monotonic()
+    denoiser = checkpoints.load_denoiser(
+        arguments.model,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=arguments.trust_remote_code,
+        run_self_test=not arguments.skip_self_test,
+        mask_token_id=arguments.mask_token_id,
+    )
+    denoiser.eval().requires_grad_(False)
+    logger.info("loaded model=%s load_s=%.1f", arguments.model, time.monotonic() - started_s)
+    return denoiser
+
+
+def _stop_with_stdin(server: TeacherServer) -> None:
+    """Waits for the end of standard input: the process that started us is gone."""
+    while sys.stdin.buffer.read(4096):
+        pass
+    server.request_stop()
+
+
+async def _run(server: TeacherServer, config: ServerConfig) -> bool:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.request_stop)
+    if config.exit_with_stdin:
+        threading.Thread(target=_stop_with_stdin, args=(server,), daemon=True).start()
+    return await server.serve()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the server until it is told to stop; returns the exit code."""
+    logging.basicConfig(
+        level=os.environ.get("LOG_LEVEL", "INFO"),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        stream=sys.stderr,
+    )
+    options = _parse(arguments)
+    try:
+        config = read_options(options, ServerConfig)
+        engine_config = read_options(options, EngineConfig)
+        limits = read_options(options, LimitsConfig)
+    except ValueError as error:
+        print(f"teacher-server: {error}", file=sys.stderr)
+        return EXIT_MISUSED
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
+    try:
+        server = TeacherServer(
+            _load(options), config=config, engine_config=engine_config, limits=limits
+        )
+        return 0 if asyncio.run(_run(server, config)) else EXIT_FAILED
+    except (ValueError, OSError) as error:
+        print(f"teacher-server: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Chunks of token ids, and the cache of them."""
+
+import numpy as np
+import pytest
+
+from student_trainer.data import Chunking, load_dataset, tokenize_documents
+from student_trainer.documents import Document
+from tests.tiny_models import PYTHON_SOURCES
+
+
+def document(text, prompt=""):
+    return Document(text=text, prompt=prompt, source="test")
+
+
+def tokenize(texts, tokenizer, *, max_seq_len=16, min_chunk_tokens=1):
+    return tokenize_documents(
+        [document(text) for text in texts],
+        tokenizer,
+        chunking=Chunking(max_seq_len=max_seq_len, min_chunk_tokens=min_chunk_tokens),
+    )
+
+
+def encode(text, tokenizer):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_chunks_joined_without_their_bos_are_the_documents_each_with_an_eos(tiny_tokenizer):
+    dataset = tokenize(PYTHON_SOURCES, tiny_tokenizer)
+
+    chunks = [dataset.sequence(index).tolist() for index in range(len(dataset))]
+
+    assert all(chunk[0] == tiny_tokenizer.bos_token_id for chunk in chunks)
+    assert max(map(len, chunks)) == 16
+    joined = [token_id for chunk in chunks for token_id in chunk[1:]]
+    eos = tiny_tokenizer.eos_token_id
+    wanted = [
+        token_id for text in PYTHON_SOURCES for token_id in [*encode(text, tiny_tokenizer), eos]
+    ]
+    assert joined == wanted
+    assert dataset.token_ids.dtype == np.int32
+    assert (dataset.num_documents, dataset.num_dropped_chunks) == (len(PYTHON_SOURCES), 0)
+
+
+def test_short_tails_are_dropped_and_counted(tiny_tokenizer):
+    whole = tokenize(PYTHON_SOURCES, tiny_tokenizer)
+    lengths = [len(whole.sequence(index)) - 1 for index in range(len(whole))]
+
+    dataset = tokenize(PYTHON_SOURCES, tiny_tokenizer, min_chunk_tokens=10)
+
+    short = [length for length in lengths if length < 10]
+    assert short
+    assert len(dataset) == len(lengths) - len(short)
+    assert dataset.num_dropped_chunks == len(short)
+    assert dataset.num_dropped_tokens == sum(short)
+
+
+def test_a_mask_spelled_out_in_the_text_is_text(tiny_tokenizer):
+    text = "a = '<M>' + '<|endoftext|>'"
+    dataset = tokenize([text], tiny_tokenizer, max_seq_len=64)
+    ids = dataset.sequence(0).tolist()
+    assert tiny_tokenizer.mask_token_id not in ids
+    assert ids.count(tiny_tokenizer.eos_token_id) == 1
+    assert tiny_tokenizer.decode(ids[1:-1]) == text
+
+
+def test_a_prompt_is_counted_with_its_bos_and_a_chunk_of_prompt_alone_is_dropped(tiny_tokenizer):
+    prompt, answer = "x = 1\n" * 5, "y = 2\n"
+    num_prompt = len(encode(prompt, tiny_tokenizer))
+    documents = [document(answer, prompt), document(answer)]
+
+    dataset = tokenize_documents(
+        documents, tiny_tokenizer, chunking=Chunking(max_seq_len=64, min_chunk_tokens=1)
+    )
+    assert dataset.prompt_lengths.tolist() == [1 + num_prompt, 0]
+
+    cut = tokenize_documents(
+        documents, tiny_tokenizer, chunking=Chunking(max_seq_len=8, min_chunk_tokens=1)
+    )
+    assert cut.num_dropped_chunks == num_prompt // 7
+    assert cut.prompt_lengths[0] == (1 + num_prompt % 7 if num_prompt % 7 else 0)
+
+
+def test_the_cache_gives_the_same_data_and_is_not_made_twice(tiny_tokenizer, tmp_path):
+    source = tmp_path / "a.txt"
+    source.write_text(PYTHON_SOURCES[0] * 4)
+    cache = tmp_path / "cache"
+
+    def load(max_seq_len=16):
+        return load_dataset(
+            str(source),
+            text_keys=["text"],
+            tokenizer=tiny_tokenizer,
+            max_seq_len=max_seq_len,
+            min_chunk_tokens=2,
+            cache_folder=cache,
+        )
+
+    first = load()
+    (path,) = cache.iterdir()
+    made = path.stat().st_mtime_ns
+    again = load()
+    assert path.stat().st_mtime_ns == made
+    for name in ("token_ids", "offsets", "prompt_lengths"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+        assert getattr(first, name).dtype == getattr(again, name).dtype
+    assert again.num_dropped_tokens == first.num_dropped_tokens
+
+    load(max_seq_len=8)
+    source.write_text(PYTHON_SOURCES[1] * 4)
+    assert not np.array_equal(load().token_ids, first.token_ids)
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_nothing_left_is_an_error_with_the_counts(tiny_tokenizer):
+    with pytest.raises(ValueError, match="no chunk left of 1 documents: 1 chunks"):
+        tokenize(["x"], tiny_tokenizer, min_chunk_tokens=5)
+
+
+@pytest.mark.parametrize(("max_seq_len", "min_chunk_tokens"), [(16, 0), (16, 16), (1, 1)])
+def test_lengths_that_cannot_work_are_refused(max_seq_len, min_chunk_tokens):
+    with pytest.raises(ValueError, match="need 1 <= min_chunk_tokens < max_seq_len"):
+        Chunking(max_seq_len=max_seq_len, min_chunk_tokens=min_chunk_tokens)
