@@ -115,9 +115,21 @@ def save_denoiser(denoiser: Denoiser, folder: str | os.PathLike[str]) -> None:
         denoiser.model.save_pretrained(fresh)
         if denoiser.tokenizer is not None:
             denoiser.tokenizer.save_pretrained(fresh)
+        _share_mode(fresh)
         if folder.exists():
             folder.rename(Path(scratch) / "old")
         fresh.rename(folder)
+
+
+def _share_mode(folder: Path) -> None:
+    """Gives every file the mode of the config.
+
+    safetensors makes its own readable by the owner alone, and a server often runs as another user
+    than the trainer.
+    """
+    mode = (folder / "config.json").stat().st_mode
+    for path in folder.iterdir():
+        path.chmod(mode)
 
 
 def head_digest(denoiser: Denoiser) -> str:

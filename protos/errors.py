@@ -25,10 +25,13 @@ above; the tables below are read off the classes.
 from dataclasses import dataclass
 from typing import ClassVar
 
-import grpc
 from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
+
+import protos.channel  # noqa: F401
+
+import grpc  # isort: skip  (after protos.channel, which sets gRPC's environment)
 
 DOMAIN = "teacher.v1"
 DETAILS_KEY = "grpc-status-details-bin"

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -49,7 +50,7 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer) -> in
             "name a folder such as output_dir/checkpoints/step-100"
         )
     model_state, optimizer_state = get_state_dict(module, optimizer)
-    state = {"model": model_state, "optimizer": optimizer_state, _STEP_KEY: 0}
+    state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state, _STEP_KEY: 0}
     try:
         dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
     except dcp.CheckpointException as error:

@@ -27,12 +27,13 @@ EXIT_MISUSED = 2
 def describe(arguments: Sequence[str]) -> int:
     """Prints what a teacher offers."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: distill describe HOST:PORT", file=sys.stderr)
-        return 0 if arguments and arguments[0] in ("-h", "--help") else EXIT_MISUSED
+        is_help = bool({"-h", "--help"} & set(arguments))
+        print("usage: distill describe HOST:PORT", file=sys.stdout if is_help else sys.stderr)
+        return 0 if is_help else EXIT_MISUSED
     try:
         with TeacherClient(arguments[0], retry=RetryPolicy(give_up_after_s=5.0)) as client:
             description = client.describe()
-    except errors.TeacherError as error:
+    except (ValueError, errors.TeacherError) as error:
         print(f"distill describe: {error}", file=sys.stderr)
         return EXIT_FAILED
     for field in dataclasses.fields(description):

@@ -4,12 +4,13 @@ A stream that breaks is asked for again, at another address where there is one, 
 (sequence, step) that arrived; what arrived is never asked for twice and never returned twice.
 """
 
+import contextlib
 import logging
 import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -26,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 5.0
-_PENALTY_S = 2.0
+_FIRST_PENALTY_S = 2.0
+_MAX_PENALTY_S = 60.0
 _T = TypeVar("_T")
 
 
@@ -37,7 +39,7 @@ class RetryPolicy:
     call_timeout_s: float = 600.0
     """Deadline of one call; a call that made progress is resumed after it."""
     give_up_after_s: float = 120.0
-    """Time without any progress after which the error is raised."""
+    """Time without any progress after which an error is raised and no longer mended."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +48,8 @@ class _Address:
     stub: teacher_pb2_grpc.TeacherServiceStub
     channel: grpc.Channel
     num_in_flight: int = 0
+    num_calls: int = 0
+    penalty_s: float = _FIRST_PENALTY_S
     penalty_until_s: float = 0.0
 
 
@@ -99,10 +103,18 @@ class TeacherClient:
             channel = grpc.insecure_channel(name, options=channel_options.CLIENT_OPTIONS)
             stub = teacher_pb2_grpc.TeacherServiceStub(channel)
             self._addresses.append(_Address(name, stub, channel))
-        self.num_retries = 0
+        self._num_retries = 0
+        self._num_payload_bytes = 0
+
+    @property
+    def num_retries(self) -> int:
         """Calls that were made again."""
-        self.num_payload_bytes = 0
+        return self._num_retries
+
+    @property
+    def num_payload_bytes(self) -> int:
         """Bytes of targets that arrived."""
+        return self._num_payload_bytes
 
     def __enter__(self) -> "TeacherClient":
         return self
@@ -111,7 +123,7 @@ class TeacherClient:
         self.close()
 
     def close(self) -> None:
-        """Breaks calls in flight and closes the channels."""
+        """Breaks calls in flight, which raise CancelledError, and closes the channels."""
         self._closed.set()
         for address in self._addresses:
             address.channel.close()
@@ -120,7 +132,7 @@ class TeacherClient:
         """What is served; asked once, then remembered with its revision."""
         if self._description is None:
 
-            def ask(address: _Address) -> Iterator[wire.TeacherDescription]:
+            def ask(address: _Address) -> Generator[wire.TeacherDescription]:
                 message = address.stub.DescribeTeacher(
                     pb.DescribeTeacherRequest(), timeout=self._retry.call_timeout_s
                 )
@@ -133,7 +145,7 @@ class TeacherClient:
         """The output projection of the teacher described."""
         digest = self.describe().head_digest
 
-        def ask(address: _Address) -> Iterator[wire.WireHead]:
+        def ask(address: _Address) -> Generator[wire.WireHead]:
             assembler = parts.PayloadAssembler()
             call = address.stub.GetHead(
                 pb.GetHeadRequest(expected_digest=digest), timeout=self._retry.call_timeout_s
@@ -166,7 +178,7 @@ class TeacherClient:
         missing = dict(zip(sequence_ids, states, strict=True))
         description = self.describe()
 
-        def ask(address: _Address) -> Iterator[codec.StepTargets]:
+        def ask(address: _Address) -> Generator[codec.StepTargets]:
             request = pb.ScoreStatesRequest(
                 context=self._context(description),
                 states=wire.sequences_message(list(missing), list(missing.values())),
@@ -181,7 +193,7 @@ class TeacherClient:
                         f"targets of sequence {record.sequence_id} are not of the state sent "
                         f"(teacher at {address.name})"
                     )
-                _check_revision(record, description, address.name)
+                _check_revision(record.revision, description, address.name)
                 del missing[record.sequence_id]
                 yield replace(record, state=np.asarray(state, dtype=np.int32))
             if missing:
@@ -219,7 +231,7 @@ class TeacherClient:
             )
         }
 
-        def ask(address: _Address) -> Iterator[codec.StepTargets | wire.Trajectory]:
+        def ask(address: _Address) -> Generator[codec.StepTargets | wire.Trajectory]:
             request = pb.SampleTrajectoriesRequest(
                 context=self._context(description),
                 sampler=sampler.to_message(),
@@ -234,8 +246,8 @@ class TeacherClient:
                     raise errors.CorruptStreamError(
                         f"sequence {item.sequence_id} was not asked for (teacher at {address.name})"
                     )
+                _check_revision(item.revision, description, address.name)
                 if isinstance(item, codec.StepTargets):
-                    _check_revision(item, description, address.name)
                     progress.last = item
                 else:
                     del running[item.sequence_id]
@@ -249,11 +261,15 @@ class TeacherClient:
             yield from self._persist(ask)
 
     def load(self) -> list[pb.GetLoadResponse]:
-        """The load of every address, in order."""
-        return [
-            address.stub.GetLoad(pb.GetLoadRequest(), timeout=self._retry.call_timeout_s)
-            for address in self._addresses
-        ]
+        """The load of every address, in order; asked once, without a retry."""
+        return [self._load(address) for address in self._addresses]
+
+    def _load(self, address: _Address) -> pb.GetLoadResponse:
+        request = pb.GetLoadRequest()
+        try:
+            return address.stub.GetLoad(request, timeout=self._retry.call_timeout_s)
+        except grpc.RpcError as error:
+            raise errors.from_rpc_error(error, address=address.name) from error
 
     def _context(self, description: wire.TeacherDescription) -> pb.RequestContext:
         return pb.RequestContext(
@@ -263,23 +279,23 @@ class TeacherClient:
             expected_tokenizer_fingerprint=description.tokenizer_fingerprint,
         )
 
-    def _persist(self, ask: Callable[[_Address], Iterator[_T]]) -> Iterator[_T]:
+    def _persist(self, ask: Callable[[_Address], Generator[_T]]) -> Iterator[_T]:
         """Runs `ask`, again and again while its errors may be retried and time is left."""
         attempts = _Attempts()
         while True:
-            address = self._pick()
-            try:
-                for item in ask(address):
-                    attempts.progressed()
-                    yield item
-                return
-            except grpc.RpcError as error:
-                failure = errors.from_rpc_error(error, address=address.name)
-            except errors.CorruptStreamError as error:
-                failure = error
-            finally:
-                with self._lock:
-                    address.num_in_flight -= 1
+            with self._picked() as address:
+                try:
+                    with contextlib.closing(ask(address)) as items:
+                        for item in items:
+                            yield item
+                            # After the yield: the time that the reader takes is not ours.
+                            attempts.progressed()
+                    address.penalty_s = _FIRST_PENALTY_S
+                    return
+                except grpc.RpcError as error:
+                    failure = errors.from_rpc_error(error, address=address.name)
+                except errors.CorruptStreamError as error:
+                    failure = error
             self._wait_or_raise(failure, address, attempts)
 
     def _wait_or_raise(
@@ -289,18 +305,23 @@ class TeacherClient:
         if not failure.retryable or self._closed.is_set():
             raise failure
         if waited_s > self._retry.give_up_after_s:
-            names = ", ".join(known.name for known in self._addresses)
-            raise type(failure)(
-                f"no answer from {names} for {waited_s:.0f} s; last: {failure}. Check "
-                "distill.teacher_address and that teacher-server runs there"
-            ) from failure
-        self.num_retries += 1
-        address.penalty_until_s = time.monotonic() + _PENALTY_S
+            raise self._gave_up(failure, waited_s) from failure
         pause_s = failure.retry_after_s or attempts.backoff_s * random.uniform(0.5, 1.5)
         attempts.backoff_s = min(attempts.backoff_s * 2, _MAX_BACKOFF_S)
+        with self._lock:
+            self._num_retries += 1
+            address.penalty_until_s = time.monotonic() + address.penalty_s
+            address.penalty_s = min(address.penalty_s * 2, _MAX_PENALTY_S)
         logger.warning("retry in_s=%.1f reason=%s error=%r", pause_s, failure.reason, str(failure))
         if self._closed.wait(pause_s):
             raise failure
+
+    def _gave_up(self, failure: errors.TeacherError, waited_s: float) -> errors.TeacherError:
+        names = ", ".join(known.name for known in self._addresses)
+        mend = ""
+        if isinstance(failure, errors.UnreachableError):
+            mend = "; check distill.teacher_address and that teacher-server runs there"
+        return type(failure)(f"no progress with {names} for {waited_s:.0f} s: {failure}{mend}")
 
     def _items(self, call: object, address: str) -> Iterator[codec.StepTargets | wire.Trajectory]:
         """Puts the parts of a stream together; cancels the call when the reader leaves early."""
@@ -310,7 +331,8 @@ class TeacherClient:
                 for part in message.parts:
                     payload = assembler.add((part.sequence_id, part.step), part)
                     if payload is not None:
-                        self.num_payload_bytes += len(payload)
+                        with self._lock:
+                            self._num_payload_bytes += len(payload)
                         yield _decode(payload, part, address)
                 for record in getattr(message, "trajectories", ()):
                     yield wire.Trajectory.from_message(record)
@@ -321,16 +343,33 @@ class TeacherClient:
                 f"{assembler.num_open} records were cut (teacher at {address})"
             )
 
-    def _pick(self) -> _Address:
+    @contextlib.contextmanager
+    def _picked(self) -> Iterator[_Address]:
         """The address with the fewest calls in flight, lately failed ones last."""
+        if self._closed.is_set():
+            raise errors.CancelledError("the client is closed")
         now_s = time.monotonic()
         with self._lock:
             address = min(
                 self._addresses,
-                key=lambda known: (known.penalty_until_s > now_s, known.num_in_flight),
+                key=lambda known: (
+                    known.penalty_until_s > now_s,
+                    known.num_in_flight,
+                    known.num_calls,
+                ),
             )
             address.num_in_flight += 1
-        return address
+            address.num_calls += 1
+        try:
+            yield address
+        except ValueError as error:
+            # What gRPC says to a call on a channel that `close` closed just now.
+            if not self._closed.is_set():
+                raise
+            raise errors.CancelledError("the client is closed") from error
+        finally:
+            with self._lock:
+                address.num_in_flight -= 1
 
 
 def _decode(payload: bytes | bytearray, part: pb.TargetsPart, address: str) -> codec.StepTargets:
@@ -346,13 +385,11 @@ def _decode(payload: bytes | bytearray, part: pb.TargetsPart, address: str) -> c
     return record
 
 
-def _check_revision(
-    record: codec.StepTargets, description: wire.TeacherDescription, address: str
-) -> None:
-    if record.revision != description.revision:
+def _check_revision(revision: str, description: wire.TeacherDescription, address: str) -> None:
+    if revision != description.revision:
         raise errors.RevisionMismatchError(
-            f"targets are of revision {record.revision}, the run began with "
-            f"{description.revision} (teacher at {address})"
+            f"the answer is of revision {revision}, the run began with {description.revision} "
+            f"(teacher at {address})"
         )
 
 

@@ -1,12 +1,14 @@
-"""Configuration of a training run: sections, fields, defaults; the text under a field is its manual.
+"""Configuration of a training run; the text under a field is its manual.
 
 A run reads one YAML file and dotted overrides, `--train.lr=1e-4`; the names are those of the
 original distillation scripts of Open-dLLM where those had one.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from masked_diffusion.samplers.base import Algorithm
 from student_trainer.losses import LossConfig
 
 Scalar = int | float | bool | str
@@ -15,6 +17,12 @@ Scalar = int | float | bool | str
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
     if not condition:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+def _require_at_least(least: int, section: str, owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        _require(value is None or value >= least, f"{section}.{name}", value, f">= {least}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +45,8 @@ class DataConfig:
     train_path: str = ""
     """Files or folders, separated by commas: .jsonl, .json, .parquet, or plain text."""
     text_keys: list[str] = field(default_factory=lambda: ["text"])
-    """Keys of a row's text; two keys are a prompt, which is never masked, and its answer."""
+    """Keys of a row's text, separated by commas; two keys are a prompt, which is never masked, and
+    its answer."""
     max_seq_len: int = 512
     """Tokens of a sequence; longer documents are cut into several."""
     min_chunk_tokens: int = 16
@@ -48,6 +57,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         _require(bool(self.train_path), "data.train_path", self.train_path, "given")
         _require(len(self.text_keys) in (1, 2), "data.text_keys", self.text_keys, "one or two keys")
+        _require(
+            1 <= self.min_chunk_tokens < self.max_seq_len,
+            "data.min_chunk_tokens",
+            self.min_chunk_tokens,
+            f">= 1 and below data.max_seq_len ({self.max_seq_len})",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,24 +108,25 @@ class TrainConfig:
     log_every_n_steps: int = 10
     """Steps between lines of progress where the output is no terminal."""
     ckpt_manager: Literal["dcp", "none"] = "dcp"
-    """dcp writes torch distributed checkpoints every save_steps and reads load_checkpoint_path."""
+    """dcp writes torch distributed checkpoints every save_steps and reads load_checkpoint_path;
+    none does neither."""
     save_steps: int = 0
-    """Steps between checkpoints; 0 = none."""
+    """Steps between checkpoints, the last step's among them; 0 = no checkpoint."""
     load_checkpoint_path: str | None = None
-    """Checkpoint folder to go on from."""
+    """Checkpoint folder to go on from, output_dir/checkpoints/step-N of an earlier run."""
     save_hf_weights: bool = True
     """Export the student as a Hugging Face folder, output_dir/hf_ckpt, at the end."""
 
     def __post_init__(self) -> None:
         _require(bool(self.output_dir), "train.output_dir", self.output_dir, "given")
-        _require(
-            self.micro_batch_size >= 1, "train.micro_batch_size", self.micro_batch_size, ">= 1"
-        )
-        _require(
-            self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, ">= 1"
-        )
+        sizes = ("micro_batch_size", "global_batch_size", "max_steps", "log_every_n_steps")
+        _require_at_least(1, "train", self, *sizes)
+        _require_at_least(0, "train", self, "weight_decay", "max_grad_norm", "save_steps")
         _require(self.num_train_epochs > 0, "train.num_train_epochs", self.num_train_epochs, "> 0")
         _require(self.lr > 0, "train.lr", self.lr, "> 0")
+        _require(
+            0 <= self.lr_min <= self.lr, "train.lr_min", self.lr_min, f"in [0, lr = {self.lr}]"
+        )
         _require(
             0 <= self.lr_warmup_ratio < 1,
             "train.lr_warmup_ratio",
@@ -123,9 +139,10 @@ class TrainConfig:
             (self.t_min, self.t_max),
             "0 < t_min < t_max <= 1",
         )
-        _require(
-            self.log_every_n_steps >= 1, "train.log_every_n_steps", self.log_every_n_steps, ">= 1"
-        )
+        if self.ckpt_manager == "none":
+            for name in ("save_steps", "load_checkpoint_path"):
+                value = getattr(self, name)
+                _require(not value, f"train.{name}", value, "unset with train.ckpt_manager=none")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,6 +162,11 @@ class DistillConfig:
     one). None = yes where model.model_path and model.config_path are both empty."""
     freeze_teacher: bool = True
     """The teacher is never trained: it lives in another process. Only true is possible."""
+    use_stored_logits: bool = False
+    """Train from targets that were computed before. Not built in this version: only false is
+    possible, and targets come from a teacher-server."""
+    stored_logits_path: str | None = None
+    """Where such targets would be. Not built in this version: it is accepted and not read."""
     temperature: float = 1.0
     """Softens both distributions; the KD term is multiplied by its square."""
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
@@ -163,8 +185,8 @@ class DistillConfig:
     nearly the same sample; 0 = all, as the original does."""
     prompt_fraction: float = 0.25
     """trajectory: leading share of a sequence that is given; the rest is masked at the start."""
-    diffusion_sampling_alg: str = "p2"
-    """trajectory: origin, maskgit_plus, topk_margin, entropy or p2."""
+    diffusion_sampling_alg: Algorithm = "p2"
+    """trajectory: the rule by which the teacher picks what to unmask."""
     diffusion_temperature: float = 0.7
     """trajectory: temperature of the token draw. Targets are never tempered by it."""
     diffusion_top_k: int = 200
@@ -181,7 +203,10 @@ class DistillConfig:
     prefetch_window: int = 4
     """Micro-batches asked for ahead of the one being trained on, a rank."""
     teacher_timeout_s: float = 120.0
-    """Without any answer for this long, the run fails with a clear error."""
+    """Calls that fail are made again; without any progress for this long, the run fails."""
+    call_timeout_s: float = 600.0
+    """Deadline of one call, which must do for the first answer to it; a call that made progress
+    goes on in another one."""
 
     def __post_init__(self) -> None:
         _require(
@@ -190,22 +215,28 @@ class DistillConfig:
             self.distillation_alpha,
             "in [0, 1]",
         )
-        _require(self.temperature > 0, "distill.temperature", self.temperature, "> 0")
+        for name in ("temperature", "teacher_timeout_s", "call_timeout_s"):
+            value = getattr(self, name)
+            _require(0 < value < math.inf, f"distill.{name}", value, "> 0 and finite")
+        _require(0 < self.jsd_beta < 1, "distill.jsd_beta", self.jsd_beta, "in (0, 1)")
         _require(self.freeze_teacher, "distill.freeze_teacher", self.freeze_teacher, "true")
+        _require(
+            not self.use_stored_logits,
+            "distill.use_stored_logits",
+            self.use_stored_logits,
+            "false: training from stored targets is not built in this version, so name a teacher "
+            "with distill.teacher_address or distill.teacher_model_path",
+        )
         _require(
             0 <= self.prompt_fraction < 1,
             "distill.prompt_fraction",
             self.prompt_fraction,
             "in [0, 1)",
         )
-        for name in ("num_sampling_steps", "collect_every_n_steps", "prefetch_window", "top_k"):
-            _require(getattr(self, name) >= 1, f"distill.{name}", getattr(self, name), ">= 1")
-        _require(
-            self.states_per_trajectory >= 0,
-            "distill.states_per_trajectory",
-            self.states_per_trajectory,
-            ">= 0",
-        )
+        counts = ("num_sampling_steps", "collect_every_n_steps", "prefetch_window", "top_k")
+        _require_at_least(1, "distill", self, *counts)
+        sampling = ("diffusion_temperature", "diffusion_top_k", "diffusion_alg_temp")
+        _require_at_least(0, "distill", self, "states_per_trajectory", *sampling)
         if self.distillation_alpha > 0 and not (self.teacher_address or self.teacher_model_path):
             raise ValueError(
                 f"distill.distillation_alpha is {self.distillation_alpha} but no teacher is given: "

@@ -19,6 +19,12 @@ _SECTIONS: Mapping[str, type] = {
     "train": TrainConfig,
     "distill": DistillConfig,
 }
+_TYPES: Mapping[str, object] = {
+    f"{section}.{field.name}": field.type
+    for section, config_class in _SECTIONS.items()
+    for field in dataclasses.fields(config_class)
+}
+"""Every setting by its whole name, with the type of its field."""
 
 
 class ConfigError(ValueError):
@@ -34,8 +40,8 @@ def load_config(arguments: Sequence[str]) -> Config:
     values: dict[str, dict[str, object]] = {}
     for name, value in _read_arguments(arguments):
         section, _, key = name.partition(".")
-        _check_known(section, key, name)
-        values.setdefault(section, {})[key] = value
+        is_list = _TYPES[name] == list[str]
+        values.setdefault(section, {})[key] = _split(value) if is_list else value
     try:
         return pydantic.TypeAdapter(Config).validate_python(_with_sections(values))
     except pydantic.ValidationError as error:
@@ -54,7 +60,7 @@ def manual() -> str:
         lines.append(f"{section}: {config_class.__doc__}")
         docs = _field_docs(config_class)
         for field in dataclasses.fields(config_class):
-            kind = field.type if isinstance(field.type, str) else _type_name(field.type)
+            kind = _type_name(field.type)
             lines.append(f"  --{section}.{field.name} ({kind}, default {_default(field)})")
             lines.append(textwrap.indent(textwrap.fill(docs[field.name], 90), "      "))
     return "\n".join(lines)
@@ -74,46 +80,59 @@ def _read_arguments(arguments: Sequence[str]) -> list[tuple[str, object]]:
             )
         name, equals, value = argument[2:].partition("=")
         if not equals:
-            if not pending or pending[0].startswith("--"):
-                value = "true"
-            else:
-                value = pending.pop(0)
-        try:
-            pairs.append((name, yaml.safe_load(value)))
-        except yaml.YAMLError:
-            pairs.append((name, value))
+            # `--train.save_hf_weights` alone switches it on.
+            value = "true" if not pending or pending[0].startswith("--") else pending.pop(0)
+        _check_known(name)
+        pairs.append((name, _parse(value, _TYPES[name])))
     return pairs
+
+
+def _parse(text: str, kind: object) -> object:
+    """An override's value, read as YAML; a text that YAML takes for something else stays a text."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    # A folder may be called 2026 or 2026-11-24.
+    is_text = kind in (str, str | None)
+    return text if is_text and not isinstance(value, str | None) else value
+
+
+def _split(value: object) -> object:
+    """A list that was written as one text, with commas."""
+    return [item.strip() for item in value.split(",")] if isinstance(value, str) else value
 
 
 def _read_file(path: Path) -> list[tuple[str, object]]:
     if not path.is_file():
         raise ConfigError(f"no configuration file {str(path)!r}; give the path of a YAML file")
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path} must hold sections ({', '.join(_SECTIONS)})")
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    sections = {} if document is None else document
+    if not isinstance(sections, dict):
+        raise ConfigError(f"{path} must hold the sections {', '.join(_SECTIONS)}, got {document!r}")
     pairs: list[tuple[str, object]] = []
-    for section, fields in document.items():
-        if not isinstance(fields, dict):
-            _check_known(str(section), "", str(section))
+    for section, fields in sections.items():
+        if section not in _SECTIONS:
+            (nearest,) = difflib.get_close_matches(str(section), _SECTIONS, n=1, cutoff=0.0)
+            raise ConfigError(f"{path}: unknown section {section!r}; did you mean {nearest!r}?")
+        if not isinstance(fields, dict | None):
             raise ConfigError(f"{path}: section {section} must hold fields, got {fields!r}")
-        pairs += [(f"{section}.{name}", value) for name, value in fields.items()]
+        pairs += [(f"{section}.{name}", value) for name, value in (fields or {}).items()]
+    for name, _ in pairs:
+        _check_known(name)
     return pairs
 
 
-def _check_known(section: str, key: str, name: str) -> None:
-    known = [
-        f"{known_section}.{field.name}"
-        for known_section, config_class in _SECTIONS.items()
-        for field in dataclasses.fields(config_class)
-    ]
-    if f"{section}.{key}" in known:
+def _check_known(name: str) -> None:
+    if name in _TYPES:
         return
     # The field alone first: a right name in the wrong section is the commonest slip.
-    close = [full for full in known if key and full.endswith(f".{key}")]
-    close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    key = name.rpartition(".")[2]
+    close = [known for known in _TYPES if key and known.endswith(f".{key}")]
+    close = close or difflib.get_close_matches(name, _TYPES, n=1, cutoff=0.0)
     raise ConfigError(f"unknown setting {name!r}; did you mean {close[0]!r}?")
 
 

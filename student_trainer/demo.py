@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from masked_diffusion import checkpoints
@@ -31,6 +32,7 @@ from student_trainer.report_model import (
     DemoReport,
     DistillationFacts,
     EnvironmentFacts,
+    Role,
     ServerFacts,
 )
 from student_trainer.teacher_process import TeacherProcess
@@ -53,7 +55,7 @@ class Demo:
     def run(self) -> Path:
         """Runs all stages; returns the report's page."""
         plan = self._plan
-        self._say("corpus and tokenizer")
+        self._say("corpus, tokenizer, tokenized data")
         files = corpus.build_corpus(self._folder / "corpus", max_bytes=plan.max_corpus_bytes)
         tokenizer = corpus.build_tokenizer(
             files, self._folder / "tokenizer", vocab_size=plan.vocab_size
@@ -61,15 +63,26 @@ class Demo:
         for name, size in (("teacher", plan.teacher), ("student", plan.student)):
             demo_runs.write_model_config(self._config_path(name), size, plan, tokenizer)
         self._corpus = files
+        # Once here, so that the ranks find it instead of each making it.
+        train_data = self._dataset(
+            files.train_path, tokenizer, min_chunk_tokens=plan.min_chunk_tokens
+        )
+        held_out = self._dataset(
+            files.held_out_path, tokenizer, min_chunk_tokens=plan.max_seq_len // 2
+        )
+        self._console.print(
+            f"      [dim]{files.num_train_files} files, {len(train_data.token_ids):,} tokens in "
+            f"{len(train_data):,} sequences to train on; {files.num_held_out_files} files held out"
+            "[/dim]"
+        )
 
         self._say(f"teacher: {plan.teacher_steps} steps on the data")
         teacher_run = self._train("teacher", plan.teacher_steps, plan.teacher_lr)
         teacher = checkpoints.load_denoiser(str(teacher_run.model_path))
         revision = checkpoints.weights_digest(teacher)
-        dataset = self._held_out(teacher)
 
         self._say(f"student: {plan.student_steps} steps against the teacher server")
-        student_run, server = self._distil(teacher_run, revision, dataset)
+        student_run, server = self._distil(teacher_run, revision, held_out)
 
         self._say(f"control: the same student, data and {plan.student_steps} steps, no teacher")
         same_steps_run = self._train("control_same_steps", plan.student_steps, plan.student_lr)
@@ -79,13 +92,13 @@ class Demo:
         same_time_run = self._train("control_same_time", num_steps, plan.student_lr)
 
         self._say("evaluation on held-out files")
-        runs = {
+        runs: dict[Role, Run] = {
             "teacher": teacher_run,
             "student": student_run,
             "control_same_steps": same_steps_run,
             "control_same_time": same_time_run,
         }
-        evaluation = measure.evaluate(runs, dataset, files, plan)
+        evaluation = measure.evaluate(runs, held_out, files, plan)
 
         self._say("report")
         result = DemoReport(
@@ -96,7 +109,7 @@ class Demo:
             comparisons=evaluation.comparisons,
             server=server,
             distillation=_distillation_facts(plan),
-            environment=self._environment(teacher, student_run),
+            environment=self._environment(teacher, len(train_data.token_ids)),
             infills=evaluation.infills,
         )
         return report.write_report(result, self._folder / "report", console=self._console)
@@ -164,18 +177,19 @@ class Demo:
             facts = measure.server_facts(server.address, dataset, run, folder / "server.json")
         return run, facts
 
-    def _held_out(self, teacher: Denoiser) -> TokenizedDataset:
-        assert teacher.tokenizer is not None
+    def _dataset(
+        self, path: Path, tokenizer: PreTrainedTokenizerBase, *, min_chunk_tokens: int
+    ) -> TokenizedDataset:
         return load_dataset(
-            str(self._corpus.held_out_path),
+            str(path),
             text_keys=["text"],
-            tokenizer=teacher.tokenizer,
+            tokenizer=tokenizer,
             max_seq_len=self._plan.max_seq_len,
-            min_chunk_tokens=self._plan.max_seq_len // 2,
+            min_chunk_tokens=min_chunk_tokens,
             cache_folder=self._folder / "data_cache",
         )
 
-    def _environment(self, teacher: Denoiser, student_run: Run) -> EnvironmentFacts:
+    def _environment(self, teacher: Denoiser, num_train_tokens: int) -> EnvironmentFacts:
         plan, files = self._plan, self._corpus
         return EnvironmentFacts(
             python_version=platform.python_version(),
@@ -187,7 +201,7 @@ class Demo:
             num_held_out_files=files.num_held_out_files,
             num_train_bytes=files.num_train_bytes,
             num_held_out_bytes=files.num_held_out_bytes,
-            num_train_tokens=measure.num_train_tokens(teacher, files, plan, self._folder),
+            num_train_tokens=num_train_tokens,
             vocab_size=teacher.info.vocab_size,
             max_seq_len=plan.max_seq_len,
             data_seed=plan.seed,
@@ -223,6 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level="WARNING")
     transformers_logging.disable_progress_bar()
+    # Evaluation has the machine to itself; the training processes have a thread each.
+    torch.set_num_threads(os.cpu_count() or 1)
     console = Console()
     folder = options.work_dir / ("quick" if options.quick else "full")
     try:

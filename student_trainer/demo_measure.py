@@ -13,7 +13,7 @@ from masked_diffusion.samplers import SamplerConfig
 from student_trainer import wire
 from student_trainer.client import TeacherClient
 from student_trainer.corpus import Corpus, read_sources
-from student_trainer.data import TokenizedDataset, load_dataset
+from student_trainer.data import TokenizedDataset
 from student_trainer.demo_plan import DemoPlan
 from student_trainer.demo_runs import Run
 from student_trainer.evaluate import NelboResult, kl_to_teacher, nelbo
@@ -36,6 +36,7 @@ EVALUATION_SEED = 1234
 _BATCH_SIZE = 64
 _MAX_CURVE_POINTS = 300
 _TOP_K = 64
+_WIRE_MASK_FRACTION = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,14 @@ def evaluate(
     student = results["student"].per_sequence
     return Evaluation(
         models=[
-            _model_result(role, runs[role], denoisers[role], result, teacher, states)
+            _model_result(
+                role,
+                run=runs[role],
+                denoiser=denoisers[role],
+                result=result,
+                teacher=teacher,
+                states=states,
+            )
             for role, result in results.items()
         ],
         comparisons=[
@@ -97,20 +105,6 @@ def server_facts(address: str, dataset: TokenizedDataset, run: Run, cache: Path)
     return facts
 
 
-def num_train_tokens(teacher: Denoiser, files: Corpus, plan: DemoPlan, folder: Path) -> int:
-    """Tokens of the training data, from the cache that the runs share."""
-    assert teacher.tokenizer is not None
-    dataset = load_dataset(
-        str(files.train_path),
-        text_keys=["text"],
-        tokenizer=teacher.tokenizer,
-        max_seq_len=plan.max_seq_len,
-        min_chunk_tokens=16,
-        cache_folder=folder / "data_cache",
-    )
-    return len(dataset.token_ids)
-
-
 def _encoding_costs(client: TeacherClient, dataset: TokenizedDataset) -> list[EncodingCost]:
     """Bytes a position of each encoding, on states that are half masked."""
     description = client.describe()
@@ -118,7 +112,7 @@ def _encoding_costs(client: TeacherClient, dataset: TokenizedDataset) -> list[En
     states = []
     for index in range(min(16, len(dataset))):
         ids = dataset.sequence(index).copy()
-        masked = generator.random(len(ids)) < 0.5
+        masked = generator.random(len(ids)) < _WIRE_MASK_FRACTION
         masked[: description.num_invalid_leading_positions] = False
         ids[masked] = description.mask_token_id
         states.append(ids)
@@ -138,8 +132,9 @@ def _encoding_costs(client: TeacherClient, dataset: TokenizedDataset) -> list[En
     return costs
 
 
-def _model_result(  # noqa: PLR0913 - the facts of one row of the table
+def _model_result(
     role: Role,
+    *,
     run: Run,
     denoiser: Denoiser,
     result: NelboResult,

@@ -33,6 +33,8 @@ class DemoPlan:
     num_infills: int
     infill_steps: int
     num_ranks: int = 2
+    min_chunk_tokens: int = 16
+    """Shorter last pieces of training files are dropped."""
     distillation_alpha: float = 1.0
     seed: int = 0
 
@@ -45,13 +47,13 @@ FULL = DemoPlan(
     max_seq_len=128,
     teacher=ModelSize(hidden_size=128, num_hidden_layers=4, num_attention_heads=4),
     student=ModelSize(hidden_size=48, num_hidden_layers=2, num_attention_heads=4),
-    teacher_steps=2500,
-    student_steps=600,
+    teacher_steps=800,
+    student_steps=400,
     micro_batch_size=16,
     teacher_lr=3e-3,
     student_lr=4e-3,
     num_held_out_sequences=512,
-    masks_per_sequence=4,
+    masks_per_sequence=2,
     num_infills=4,
     infill_steps=32,
 )

@@ -1,4 +1,4 @@
-"""The demo's training runs: each a torchrun of its own, reused while nothing it depends on changed."""
+"""The demo's training runs: each a torchrun, reused while what it depends on is the same."""
 
 import hashlib
 import json
@@ -102,7 +102,7 @@ def train(
     return Run(folder=folder, reused=False)
 
 
-def settings_for(  # noqa: PLR0913 - one argument per thing that differs between the runs
+def settings_for(
     plan: DemoPlan,
     *,
     folder: Path,
@@ -122,6 +122,7 @@ def settings_for(  # noqa: PLR0913 - one argument per thing that differs between
         "data": {
             "train_path": str(train_path),
             "max_seq_len": plan.max_seq_len,
+            "min_chunk_tokens": plan.min_chunk_tokens,
             "cache_dir": str(folder.parent / "data_cache"),
         },
         "train": {

@@ -52,7 +52,7 @@ class LossParts:
     """Detached, with the temperature squared in it; None at alpha 0."""
 
 
-def distillation_loss(  # noqa: PLR0913 - tensors of one call, each named by its caller
+def distillation_loss(
     hidden_MD: Tensor,
     head_weight: Tensor,
     head_bias: Tensor | None,

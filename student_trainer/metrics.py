@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +59,18 @@ class StepMetrics:
 
 
 class MetricsLog:
-    """Writes every step to `metrics.jsonl` and shows progress. Used by the main rank alone."""
+    """Writes every step to `metrics.jsonl` and shows progress. Used by the main rank alone.
+
+    A run that goes on from a checkpoint keeps the lines of the steps before it, and no others.
+    """
 
     def __init__(
         self, path: Path, *, num_steps: int, first_step: int, log_every_n_steps: int
     ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a" if first_step else "w", encoding="utf-8")
+        kept = _lines_up_to(path, first_step) if first_step and path.exists() else []
+        self._file = path.open("w", encoding="utf-8")
+        self._file.writelines(kept)
         self._num_steps = num_steps
         self._first_step = first_step
         self._every = log_every_n_steps
@@ -72,10 +79,12 @@ class MetricsLog:
         if sys.stderr.isatty():
             self._progress = Progress(
                 TextColumn("train"),
-                BarColumn(),
+                BarColumn(bar_width=10),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[line]}"),
+                # Where the terminal is narrow, these wrap and the count stays whole.
+                TextColumn("{task.fields[line]}", table_column=Column(no_wrap=False)),
+                console=Console(stderr=True),
             )
             self._task = self._progress.add_task(
                 "train", total=num_steps, completed=first_step, line=""
@@ -115,6 +124,13 @@ class MetricsLog:
     def _eta_s(self, step: int) -> float:
         done = step - self._first_step
         return (time.monotonic() - self._started_s) / done * (self._num_steps - step)
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    """The lines of the steps up to this one: a run that broke went further than its checkpoint."""
+    with path.open(encoding="utf-8") as file:
+        # Without its end, a line is what a process that was killed had written so far.
+        return [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= step]
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -91,7 +91,7 @@ class ServerFacts:
 
     peak_memory_mib: float
     batch_fill_fraction: float
-    """Real tokens over the token budget of a forward, mean."""
+    """Share of forwarded tokens that were not padding."""
     tokens_per_s: float
     encodings: Sequence[EncodingCost]
 

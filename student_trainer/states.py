@@ -59,13 +59,17 @@ class StateSource(Protocol):
     """Makes the student's states of one micro-step; pure but for asking the teacher."""
 
     def states(self, micro_step: MicroStep) -> list[StateBatch]:
-        """One or more batches of at most micro_batch_size rows; may be empty of positions."""
+        """One or more batches of at most micro_batch_size rows.
+
+        A batch may have no position with a loss, but there is always one: a rank without a
+        backward would leave the others waiting for its gradients.
+        """
         ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BatchReader:
-    """Which clean sequences a micro-step takes: a function of the step, so a resume needs no more."""
+    """Which clean sequences a micro-step takes: a function of the step alone."""
 
     dataset: TokenizedDataset
     plan: BatchPlan
@@ -196,15 +200,21 @@ class TrajectoryStates:
         maskable_BL = self.reader.maskable(batch)
         start_BL = self._generated(maskable_BL)
         xt_BL = batch.input_ids_BL.masked_fill(start_BL, self.reader.info.mask_token_id)
+        starts = unpad(xt_BL, batch.lengths_B)
         ask = functools.partial(
             self.teacher.sample,
-            unpad(xt_BL, batch.lengths_B),
+            starts,
             frozen=unpad(~start_BL, batch.lengths_B),
             sequence_ids=sequence_ids,
             seed=self.config.seed,
         )
-        # Every trajectory may be over before the steps that were drawn; the first never is.
-        records = ask(steps=self.collected_steps(micro_step)) or ask(steps=[0])
+        # Every trajectory may be over before the steps that were drawn; the first is not, unless
+        # there is nothing to generate.
+        records = (
+            ask(steps=self.collected_steps(micro_step))
+            or ask(steps=[0])
+            or self.teacher.score(starts, sequence_ids=sequence_ids)
+        )
         rows = {sequence_id: row for row, sequence_id in enumerate(sequence_ids)}
         size = self.reader.micro_batch_size
         return [

@@ -11,7 +11,13 @@ from pathlib import Path
 from protos import channel
 
 _READY_PREFIX = "teacher-server listening on "
+_FAILURE_PREFIX = "teacher-server: "
+_NUM_TAIL_LINES = 5
 _STOP_TIMEOUT_S = 40.0
+
+
+class TeacherStartError(RuntimeError):
+    """The server ended before it was ready; the message tells its own last words."""
 
 
 class TeacherProcess:
@@ -37,6 +43,7 @@ class TeacherProcess:
             *extra_arguments,
         ]
         self._log_path = log_path
+        self._log_start = 0
         self._start_timeout_s = start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self.address = ""
@@ -50,6 +57,7 @@ class TeacherProcess:
     def __enter__(self) -> "TeacherProcess":
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         with self._log_path.open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE,
@@ -82,14 +90,18 @@ class TeacherProcess:
         finally:
             timer.cancel()
         code = self._process.wait()
-        raise RuntimeError(
+        raise TeacherStartError(
             f"teacher-server ended with code {code} after {time.monotonic() - started_s:.0f} s "
-            f"before it was ready:\n{self._log_tail()}\n(whole log: {self._log_path})"
+            f"before it was ready: {self._last_words()} (whole log: {self._log_path})"
         )
 
-    def _log_tail(self) -> str:
-        lines = self._log_path.read_text(errors="replace").splitlines()
-        return "\n".join(lines[-5:])
+    def _last_words(self) -> str:
+        """Why it ended, in its own one line where it wrote one."""
+        with self._log_path.open("rb") as log:
+            log.seek(self._log_start)
+            lines = log.read().decode(errors="replace").splitlines()
+        said = [line for line in lines if line.startswith(_FAILURE_PREFIX)]
+        return said[-1] if said else " | ".join(lines[-_NUM_TAIL_LINES:])
 
     def _stop(self) -> None:
         process = self._process

@@ -8,10 +8,8 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from masked_diffusion.families import Denoiser
 from protos import errors
@@ -33,7 +31,7 @@ from student_trainer.states import (
 )
 from student_trainer.student import StudentSpec, TeacherFacts, build_student, check_vocabulary
 from student_trainer.targets import RemoteTeacher, TargetCounters
-from student_trainer.teacher_process import TeacherProcess
+from student_trainer.teacher_process import TeacherProcess, TeacherStartError
 from student_trainer.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -44,16 +42,18 @@ EXIT_MISUSED = 2
 
 def run(config: Config, parallel: Parallel) -> None:
     """Builds everything from the configuration and trains."""
+    spec = _student_spec(config)
+    global_batch_size = _global_batch_size(config, parallel)
     output_dir = Path(config.train.output_dir)
     if parallel.is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "config.yaml").write_text(config_file.to_yaml(config), encoding="utf-8")
     with contextlib.ExitStack() as stack:
         teacher = _connect(config, parallel, stack)
-        denoiser = build_student(_student_spec(config), device=parallel.device, dtype=None)
+        denoiser = build_student(spec, device=parallel.device, dtype=None)
         if teacher is not None:
             _check_fits(denoiser, teacher, config)
-        reader = _reader(config, denoiser, parallel)
+        reader = _reader(config, denoiser, parallel, global_batch_size=global_batch_size)
         source = _source(config, reader, teacher)
         num_steps = config.train.max_steps or math.ceil(
             config.train.num_train_epochs * len(reader.dataset) / reader.plan.global_batch_size
@@ -103,7 +103,9 @@ def _connect(
     client = stack.enter_context(
         TeacherClient(
             address,
-            retry=RetryPolicy(give_up_after_s=distill.teacher_timeout_s),
+            retry=RetryPolicy(
+                call_timeout_s=distill.call_timeout_s, give_up_after_s=distill.teacher_timeout_s
+            ),
             client_id=f"rank{parallel.rank}-{os.getpid()}",
         )
     )
@@ -135,25 +137,40 @@ def _start_local_teacher(
         log_path = output_dir / f"teacher_server_{parallel.rank}.log"
         try:
             address = stack.enter_context(TeacherProcess(model, log_path=log_path)).address
-        except RuntimeError as error:
+        except TeacherStartError as error:
             failure = str(error)
     answers = parallel.gather((address, failure))
     for _, problem in answers:
         if problem:
-            raise RuntimeError(problem)
+            raise TeacherStartError(problem)
     first_rank_here = parallel.rank - parallel.local_rank
     return answers[first_rank_here][0]
 
 
 def _student_spec(config: Config) -> StudentSpec:
-    return StudentSpec(
-        model_path=config.model.model_path,
-        config_path=config.model.config_path,
-        config_overrides=dict(config.model.config_overrides),
-        init_from_teacher=config.init_student_from_teacher,
-        teacher_model_path=config.distill.teacher_model_path,
-        seed=config.train.seed,
-    )
+    try:
+        return StudentSpec(
+            model_path=config.model.model_path,
+            config_path=config.model.config_path,
+            config_overrides=dict(config.model.config_overrides),
+            init_from_teacher=config.init_student_from_teacher,
+            teacher_model_path=config.distill.teacher_model_path,
+            seed=config.train.seed,
+        )
+    except ValueError as error:
+        raise config_file.ConfigError(str(error)) from error
+
+
+def _global_batch_size(config: Config, parallel: Parallel) -> int:
+    unit = config.train.micro_batch_size * parallel.world_size
+    size = config.train.global_batch_size or unit
+    if size % unit:
+        raise config_file.ConfigError(
+            f"train.global_batch_size is {size}, which is no multiple of train.micro_batch_size "
+            f"{config.train.micro_batch_size} times {parallel.world_size} ranks; use "
+            f"{max(unit, size // unit * unit)}"
+        )
+    return size
 
 
 def _check_fits(denoiser: Denoiser, teacher: RemoteTeacher, config: Config) -> None:
@@ -186,7 +203,9 @@ def _check_fits(denoiser: Denoiser, teacher: RemoteTeacher, config: Config) -> N
         )
 
 
-def _reader(config: Config, denoiser: Denoiser, parallel: Parallel) -> BatchReader:
+def _reader(
+    config: Config, denoiser: Denoiser, parallel: Parallel, *, global_batch_size: int
+) -> BatchReader:
     if denoiser.tokenizer is None:
         raise ValueError(
             f"{denoiser.info.name} has no tokenizer to read data.train_path with; put the "
@@ -206,17 +225,13 @@ def _reader(config: Config, denoiser: Denoiser, parallel: Parallel) -> BatchRead
         min_chunk_tokens=config.data.min_chunk_tokens,
         cache_folder=Path(cache),
     )
-    unit = config.train.micro_batch_size * parallel.world_size
-    size = config.train.global_batch_size or unit
-    if size % unit:
-        raise ValueError(
-            f"train.global_batch_size is {size}, which is no multiple of train.micro_batch_size "
-            f"{config.train.micro_batch_size} times {parallel.world_size} ranks; use "
-            f"{max(unit, size // unit * unit)}"
-        )
     return BatchReader(
         dataset=dataset,
-        plan=BatchPlan(dataset_size=len(dataset), global_batch_size=size, seed=config.train.seed),
+        plan=BatchPlan(
+            dataset_size=len(dataset),
+            global_batch_size=global_batch_size,
+            seed=config.train.seed,
+        ),
         micro_batch_size=config.train.micro_batch_size,
         rank=parallel.rank,
         world_size=parallel.world_size,
@@ -266,41 +281,33 @@ def _announce(
         )
 
 
-@contextlib.contextmanager
-def _logging(is_main: bool) -> Iterator[None]:
-    logging.basicConfig(
-        level=os.environ.get("LOG_LEVEL", "INFO") if is_main else "WARNING",
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
-    yield
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trains as the arguments say; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or {"-h", "--help"} & set(arguments):
         print(f"{(__doc__ or '').strip()}\n\n{config_file.manual()}")
         return 0 if arguments else EXIT_MISUSED
-    is_main = os.environ.get("RANK", "0") == "0"
+    rank = int(os.environ.get("RANK", "0"))
+    logging.basicConfig(
+        level="WARNING" if rank else os.environ.get("LOG_LEVEL", "INFO"),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        stream=sys.stderr,
+    )
     try:
         config = config_file.load_config(arguments)
+        if rank == 0:
+            print(config_file.to_yaml(config), flush=True)
+        with start_parallel() as parallel:
+            run(config, parallel)
     except config_file.ConfigError as error:
-        if is_main:
+        # Every rank reads the same configuration, so one of them tells.
+        if rank == 0:
             print(f"distill train: {error}", file=sys.stderr)
         return EXIT_MISUSED
-    with _logging(is_main):
-        if is_main:
-            print(config_file.to_yaml(config), flush=True)
-        try:
-            with start_parallel() as parallel:
-                run(config, parallel)
-        except (ValueError, OSError, RuntimeError, errors.TeacherError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            logger.debug("failed", exc_info=True)
-            print(f"distill train: {error}", file=sys.stderr)
-            return EXIT_FAILED
+    except (ValueError, OSError, TeacherStartError, errors.TeacherError) as error:
+        logger.debug("failed", exc_info=True)
+        print(f"distill train{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
+        return EXIT_FAILED
     return 0
 
 

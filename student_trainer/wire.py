@@ -10,16 +10,23 @@ from protos import teacher_pb2 as pb
 
 Encoding = Literal["hidden", "top_k", "logits"]
 
-_ENCODINGS: Mapping[str, int] = {
+_ENCODINGS: Mapping[str, pb.Encoding] = {
     "hidden": pb.ENCODING_HIDDEN,
     "top_k": pb.ENCODING_TOP_K,
     "logits": pb.ENCODING_LOGITS,
 }
-_DTYPES: Mapping[str, int] = {
+_DTYPES: Mapping[str, pb.ValueDtype] = {
     "auto": pb.VALUE_DTYPE_UNSPECIFIED,
     "f32": pb.VALUE_DTYPE_F32,
     "f16": pb.VALUE_DTYPE_F16,
     "bf16": pb.VALUE_DTYPE_BF16,
+}
+_ALGORITHMS: Mapping[str, pb.Algorithm] = {
+    "origin": pb.ALGORITHM_ORIGIN,
+    "maskgit_plus": pb.ALGORITHM_MASKGIT_PLUS,
+    "topk_margin": pb.ALGORITHM_TOPK_MARGIN,
+    "entropy": pb.ALGORITHM_ENTROPY,
+    "p2": pb.ALGORITHM_P2,
 }
 _DTYPE_NAMES = {value: name for name, value in _DTYPES.items() if name != "auto"}
 
@@ -62,7 +69,7 @@ class SamplerSpec:
     def to_message(self) -> pb.SamplerSpec:
         """The message. An algorithm the contract does not know goes out as 0 and is refused."""
         return pb.SamplerSpec(
-            algorithm=_enum_value(pb.Algorithm, f"ALGORITHM_{self.algorithm.upper()}"),
+            algorithm=_ALGORITHMS.get(self.algorithm, pb.ALGORITHM_UNSPECIFIED),
             num_steps=self.num_steps,
             temperature=self.temperature,
             top_k=self.top_k,
@@ -111,7 +118,8 @@ class TeacherDescription:
     @classmethod
     def from_message(cls, message: pb.DescribeTeacherResponse) -> "TeacherDescription":
         """Reads the message; encodings and algorithms this client does not know are left out."""
-        names = {value: name for name, value in _ENCODINGS.items()}
+        encodings = {value: name for name, value in _ENCODINGS.items()}
+        algorithms = {value: name for name, value in _ALGORITHMS.items()}
         return cls(
             name=message.name,
             family=message.family,
@@ -124,10 +132,9 @@ class TeacherDescription:
             head_digest=message.head_digest,
             num_invalid_leading_positions=message.num_invalid_leading_positions,
             num_parameters=message.num_parameters,
-            encodings=tuple(names[value] for value in message.encodings if value in names),
+            encodings=tuple(encodings[value] for value in message.encodings if value in encodings),
             algorithms=tuple(
-                pb.Algorithm.Name(value).removeprefix("ALGORITHM_").lower()
-                for value in message.algorithms
+                algorithms[value] for value in message.algorithms if value in algorithms
             ),
             max_sequences=message.limits.max_sequences,
             max_tokens=message.limits.max_tokens,
@@ -136,7 +143,7 @@ class TeacherDescription:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class WireHead:
-    """The teacher's head as it arrived; logits = c * tanh(s * (h W^T + b) / c) with a soft cap c."""
+    """The head as it arrived; logits = c * tanh(s * (h W^T + b) / c), c the soft cap."""
 
     digest: str
     dtype: Literal["f32", "f16", "bf16"]
@@ -173,6 +180,7 @@ class Trajectory:
     """[L] int32: the step that last unmasked it, -1 = given."""
     num_forwards: int
     num_steps: int
+    revision: str
 
     @classmethod
     def from_message(cls, message: pb.TrajectoryRecord) -> "Trajectory":
@@ -183,6 +191,7 @@ class Trajectory:
             unmask_steps_L=np.frombuffer(message.unmask_steps, dtype="<i4"),
             num_forwards=message.num_forwards,
             num_steps=message.num_steps,
+            revision=message.revision,
         )
 
 
@@ -193,8 +202,3 @@ def sequences_message(sequence_ids: Sequence[int], states: Sequence[np.ndarray])
         token_ids=b"".join(np.ascontiguousarray(ids, dtype="<i4").tobytes() for ids in states),
         lengths=[len(ids) for ids in states],
     )
-
-
-def _enum_value(enum: object, name: str) -> int:
-    known: Mapping[str, int] = dict(enum.items())  # type: ignore[attr-defined]
-    return known.get(name, 0)

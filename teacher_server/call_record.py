@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from protos import teacher_pb2 as pb
 from teacher_server.engine.sequence import Request
+from teacher_server.refusals import shown
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,6 @@ class CallRecord:
             request.num_target_positions if request else 0,
             self.num_bytes,
             time.monotonic() - self.started_s,
-            f" cohort={cohort.run_id!r}/{cohort.step}/{cohort.num_requests}" if cohort else "",
+            f" cohort={shown(cohort.run_id)}/{cohort.step}/{cohort.num_requests}" if cohort else "",
             f" error={self.error!r}" if self.error else "",
         )

@@ -40,7 +40,7 @@ class EngineConfig:
     deterministic: bool = False
     """One row a step: results are bit-identical whatever else is served, at the cost of speed."""
     health_interval_s: float = 30.0
-    """An idle engine proves itself with a real forward this often."""
+    """Health is lost when no forward succeeded for this long; an idle engine runs one in time."""
 
     def __post_init__(self) -> None:
         _require_positive(

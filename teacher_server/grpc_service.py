@@ -1,32 +1,25 @@
 """The service: validates, admits, streams. Runs in the event loop and never computes."""
 
 import asyncio
-import logging
+import contextlib
 import resource
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 import grpc
+
 from masked_diffusion import checkpoints
 from masked_diffusion.families import Denoiser
-
 from protos import codec, errors, parts, teacher_pb2_grpc
 from protos import teacher_pb2 as pb
-from teacher_server import names
+from teacher_server import head, names, requests, responses
+from teacher_server.call_record import CallRecord
 from teacher_server.config import EngineConfig, LimitsConfig
-from teacher_server.engine.encoder import to_values
+from teacher_server.engine.encoder import dtype_name
 from teacher_server.engine.engine import Engine
 from teacher_server.engine.sequence import Outcome, Request
-from teacher_server.engine.stream import OutputStream, StreamEnd, TargetsReady, TrajectoryDone
-from teacher_server.requests import RequestParser
-
-logger = logging.getLogger(__name__)
-
-_DTYPE_NAMES: dict[str, names.DtypeName] = {
-    "torch.float32": "f32",
-    "torch.float16": "f16",
-    "torch.bfloat16": "bf16",
-}
+from teacher_server.engine.stream import OutputStream
+from teacher_server.refusals import shown
 
 
 class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
@@ -46,9 +39,9 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         self._revision = revision
         self._window_bytes = engine_config.stream_window_bytes
         self._limits = limits
-        self._dtype = _DTYPE_NAMES[str(denoiser.head_weight.dtype)]
+        self._dtype = dtype_name(denoiser.head_weight.dtype)
         self._head_digest = checkpoints.head_digest(denoiser)
-        self._parser = RequestParser(
+        self._parser = requests.RequestParser(
             denoiser.info, limits, model_dtype=self._dtype, revision=revision
         )
 
@@ -73,7 +66,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
             head_digest=self._head_digest,
             num_invalid_leading_positions=info.num_invalid_leading_positions,
             num_parameters=info.num_parameters,
-            dtype=_value_of(names.DTYPES, self._dtype),
+            dtype=names.value_of(names.DTYPES, self._dtype),
             encodings=list(names.ENCODINGS),
             algorithms=list(names.ALGORITHMS),
             captures=list(names.CAPTURES),
@@ -81,7 +74,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
                 max_sequences=self._limits.max_sequences,
                 max_tokens=self._limits.max_tokens,
                 max_num_steps=self._limits.max_num_steps,
-                max_top_k=max(self._limits.max_top_k, info.padded_vocab_size),
+                max_top_k=self._parser.max_top_k,
                 max_temperatures=self._limits.max_temperatures,
                 stream_window_bytes=self._window_bytes,
             ),
@@ -91,16 +84,27 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
     async def ScoreStates(
         self, request: pb.ScoreStatesRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.ScoreStatesResponse]:
-        async for response in self._serve(request.context, context, self._parser.score, request):
-            yield pb.ScoreStatesResponse(parts=response.parts)
+        def parse(stream: OutputStream, remaining_s: float | None) -> Request:
+            return self._parser.score(request, stream, remaining_s=remaining_s)
+
+        served = self._serve(request.context, context, parse)
+        # Closed with us: a generator that is merely dropped frees its rows some time later.
+        async with contextlib.aclosing(served) as answers:
+            async for answer in answers:
+                yield pb.ScoreStatesResponse(parts=answer.parts)
 
     async def SampleTrajectories(
         self, request: pb.SampleTrajectoriesRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.SampleTrajectoriesResponse]:
-        async for response in self._serve(
-            request.context, context, self._parser.trajectories, request
-        ):
-            yield response
+        def parse(stream: OutputStream, remaining_s: float | None) -> Request:
+            return self._parser.trajectories(request, stream, remaining_s=remaining_s)
+
+        served = self._serve(request.context, context, parse)
+        async with contextlib.aclosing(served) as answers:
+            async for answer in answers:
+                yield pb.SampleTrajectoriesResponse(
+                    parts=answer.parts, trajectories=answer.trajectories
+                )
 
     async def GetHead(
         self, request: pb.GetHeadRequest, context: grpc.aio.ServicerContext
@@ -109,20 +113,23 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
             await _abort(
                 context,
                 errors.HeadMismatchError(
-                    f"expected_digest is {request.expected_digest}, served is {self._head_digest}",
+                    f"expected_digest is {shown(request.expected_digest)}, served is "
+                    f"{self._head_digest}; fetch the head of the teacher that is served now",
                     field="expected_digest",
                 ),
             )
-        spec, data = await asyncio.to_thread(self._head)
-        for offset in range(0, len(data), parts.MESSAGE_BYTES):
-            chunk = data[offset : offset + parts.MESSAGE_BYTES]
+        spec = head.head_spec(self._denoiser, digest=self._head_digest)
+        chunks, offset = head.head_chunks(self._denoiser), 0
+        # In a thread: from a device, a copy takes its time.
+        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
             yield pb.GetHeadResponse(
                 head=spec,
-                payload_bytes=len(data),
+                payload_bytes=head.head_num_bytes(self._denoiser),
                 offset=offset,
                 data=chunk,
                 crc32c=parts.crc32c(chunk),
             )
+            offset += len(chunk)
 
     async def SwapWeights(
         self, request_iterator: object, context: grpc.aio.ServicerContext
@@ -155,143 +162,50 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
             busy_s=counters.busy_s,
         )
 
-    def _head(self) -> tuple[pb.HeadSpec, bytes]:
-        info, bias = self._denoiser.info, self._denoiser.head_bias
-        weight = to_values(self._denoiser.head_weight[: info.vocab_size], self._dtype)
-        data = weight.data.tobytes()
-        if bias is not None:
-            data += to_values(bias[: info.vocab_size], self._dtype).data.tobytes()
-        spec = pb.HeadSpec(
-            digest=self._head_digest,
-            dtype=_value_of(names.DTYPES, self._dtype),
-            vocab_size=info.vocab_size,
-            hidden_size=info.hidden_size,
-            has_bias=bias is not None,
-            logit_scale=1.0,
-        )
-        return spec, data
-
     async def _serve(
         self,
         caller: pb.RequestContext,
         context: grpc.aio.ServicerContext,
-        parse: Callable[..., Request],
-        message: object,
-    ) -> AsyncIterator[pb.SampleTrajectoriesResponse]:
+        parse: Callable[[OutputStream, float | None], Request],
+    ) -> AsyncGenerator[responses.Response, None]:
         """One request from validation to its log line, with the one place that frees its rows."""
-        started_s = time.monotonic()
+        record = CallRecord(
+            request_id=shown(caller.request_id) or uuid.uuid4().hex[:12],
+            client_id=shown(caller.client_id) or context.peer(),
+            cohort=caller.cohort if caller.HasField("cohort") else None,
+        )
         stream = OutputStream(
             loop=asyncio.get_running_loop(),
             window_bytes=self._window_bytes,
             on_room=self._engine.wake,
         )
-        request: Request | None = None
-        status, error = "cancelled", ""
-        num_bytes = 0
+        admitted: Request | None = None
         try:
-            request = parse(message, stream, remaining_s=context.time_remaining())
-            request.client_id = request.client_id or context.peer()
+            request = record.request = parse(stream, context.time_remaining())
+            request.request_id, request.client_id = record.request_id, record.client_id
             self._engine.submit(request)
-            async for response, taken_bytes in _responses(stream):
+            admitted = request
+            async for response in responses.responses(stream):
                 yield response
-                stream.release(taken_bytes)
-                num_bytes += taken_bytes
-            status = "ok"
-        except errors.TeacherError as failure:
-            status, error = failure.reason.lower(), str(failure)
-            await _abort(context, failure)
+                stream.release(response.num_bytes)
+                record.num_bytes += response.num_bytes
+            record.status = "ok"
+        except errors.TeacherError as error:
+            record.status, record.error = error.reason.lower(), str(error)
+            await _abort(context, error)
+        except (asyncio.CancelledError, GeneratorExit):
+            # The reader left while we waited, or while we were in yield.
+            record.status = "cancelled"
+            raise
         finally:
-            # A reader may leave while we wait, yield or write: three different exceptions.
-            if request is not None and status == "cancelled":
-                self._engine.cancel(request)
-            self._log(caller, context, request, status, error, num_bytes, started_s)
-
-    def _log(
-        self,
-        caller: pb.RequestContext,
-        context: grpc.aio.ServicerContext,
-        request: Request | None,
-        status: str,
-        error: str,
-        num_bytes: int,
-        started_s: float,
-    ) -> None:
-        logger.info(
-            "request id=%s client=%s kind=%s status=%s rows=%d tokens=%d forwards=%d "
-            "positions=%d bytes=%d seconds=%.3f%s",
-            caller.request_id or "-",
-            caller.client_id or context.peer(),
-            request.kind if request else "-",
-            status,
-            request.num_rows if request else 0,
-            request.num_tokens if request else 0,
-            request.num_forwards if request else 0,
-            request.num_target_positions if request else 0,
-            num_bytes,
-            time.monotonic() - started_s,
-            f" error={error!r}" if error else "",
-        )
-
-
-async def _responses(
-    stream: OutputStream,
-) -> AsyncIterator[tuple[pb.SampleTrajectoriesResponse, int]]:
-    """Groups what is ready into messages of about 1 MiB; waits only when nothing is."""
-    ended: StreamEnd | None = None
-    while ended is None:
-        targets: list[TargetsReady] = []
-        done: list[TrajectoryDone] = []
-        item = await stream.get()
-        num_bytes = 0
-        while True:
-            if isinstance(item, StreamEnd):
-                ended = item
-                break
-            if isinstance(item, TargetsReady):
-                targets.append(item)
-                num_bytes += len(item.payload)
-            else:
-                done.append(item)
-            following = stream.get_ready() if num_bytes < parts.MESSAGE_BYTES else None
-            if following is None:
-                break
-            item = following
-        for response in _messages(targets, done):
-            yield response, sum(len(part.data) for part in response.parts)
-    if ended.error is not None:
-        raise ended.error
-
-
-def _messages(
-    targets: list[TargetsReady], done: list[TrajectoryDone]
-) -> Iterator[pb.SampleTrajectoriesResponse]:
-    records = [
-        pb.TrajectoryRecord(
-            sequence_id=item.sequence_id,
-            token_ids=item.token_ids,
-            unmask_steps=item.unmask_steps,
-            num_forwards=item.num_forwards,
-            num_steps=item.num_steps,
-            num_collected_steps=item.num_collected_steps,
-            revision=item.revision,
-        )
-        for item in done
-    ]
-    payloads = ((item.sequence_id, item.step, item.payload) for item in targets)
-    for message in parts.pack_parts(payloads):
-        yield pb.SampleTrajectoriesResponse(parts=message)
-    if records:
-        # After all their parts: a trajectory's record is its last word.
-        yield pb.SampleTrajectoriesResponse(trajectories=records)
+            if admitted is not None:
+                self._engine.close(admitted)
+            record.log()
 
 
 async def _abort(context: grpc.aio.ServicerContext, error: errors.TeacherError) -> None:
     abort: Callable[..., Awaitable[None]] = context.abort
     await abort(error.code, str(error), trailing_metadata=errors.to_trailers(error))
-
-
-def _value_of(table: object, name: str) -> int:
-    return next(value for value, known in table.items() if known == name)  # type: ignore[attr-defined]
 
 
 def _or_minus_one(token_id: int | None) -> int:

@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 
 from masked_diffusion.families import Denoiser
-
 from protos import parts
 from protos import teacher_pb2 as pb
 from teacher_server import names
-from teacher_server.engine.encoder import to_values
+from teacher_server.engine.encoder import dtype_name, to_values
 
 
 def head_spec(denoiser: Denoiser, *, digest: str) -> pb.HeadSpec:
     """What the bytes of `head_chunks` are."""
+    weight = denoiser.head_weight
     return pb.HeadSpec(
         digest=digest,
-        dtype=names.value_of(names.DTYPES, names.dtype_name(denoiser)),
+        dtype=names.value_of(names.DTYPES, dtype_name(weight.dtype)),
         vocab_size=denoiser.info.vocab_size,
         hidden_size=denoiser.info.hidden_size,
         has_bias=denoiser.head_bias is not None,
@@ -31,8 +31,8 @@ def head_num_bytes(denoiser: Denoiser) -> int:
 
 def head_chunks(denoiser: Denoiser) -> Iterator[bytes]:
     """Weight [vocab_size, hidden_size], row-major, then the bias; whole rows of about 1 MiB."""
-    dtype, vocab_size = names.dtype_name(denoiser), denoiser.info.vocab_size
-    weight, bias = denoiser.head_weight, denoiser.head_bias
+    weight, bias, vocab_size = denoiser.head_weight, denoiser.head_bias, denoiser.info.vocab_size
+    dtype = dtype_name(weight.dtype)
     num_rows = max(1, parts.MESSAGE_BYTES // (weight.shape[1] * weight.element_size()))
     for start in range(0, vocab_size, num_rows):
         rows = weight[start : min(start + num_rows, vocab_size)]

@@ -6,20 +6,19 @@ Exit codes: 0 stopped as asked, 1 failed, 2 misused.
 import argparse
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import torch
+
 from masked_diffusion import checkpoints
 from masked_diffusion.families import Denoiser
-
-from protos import channel, teacher_pb2, teacher_pb2_grpc
+from protos import channel, teacher_pb2_grpc
 
 import grpc  # isort: skip  (after protos.channel, which sets gRPC's environment)
 from grpc_health.v1 import health, health_pb2_grpc  # isort: skip
@@ -35,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
 EXIT_MISUSED = 2
+_MIN_GRACE_S = 1.0
 
 
 class TeacherServer:
@@ -49,20 +49,21 @@ class TeacherServer:
         limits: LimitsConfig,
     ) -> None:
         self._config = config
-        self._stop_requested: asyncio.Event | None = None
+        self._denoiser = denoiser
         self._failed = False
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The loop that serves; None before and after."""
+        self._stop_requested = asyncio.Event()
         self.port = 0
         revision = checkpoints.weights_digest(denoiser)
         self.engine = Engine(
             denoiser, engine_config, revision=revision, on_dead=self._on_engine_death
         )
-        self._servicer_arguments = {
-            "revision": revision,
-            "engine_config": engine_config,
-            "limits": limits,
-        }
-        self._denoiser = denoiser
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._servicer = TeacherServicer(
+            denoiser, self.engine, revision=revision, engine_config=engine_config, limits=limits
+        )
 
     async def serve(self, *, on_ready: "threading.Event | None" = None) -> bool:
         """Serves until `request_stop`; True when it ended as asked.
@@ -70,69 +71,86 @@ class TeacherServer:
         Raises:
             OSError: the address cannot be listened on.
         """
-        self._loop = asyncio.get_running_loop()
-        self._stop_requested = asyncio.Event()
         server = grpc.aio.server(options=channel.SERVER_OPTIONS)
-        servicer = TeacherServicer(self._denoiser, self.engine, **self._servicer_arguments)
-        teacher_pb2_grpc.add_TeacherServiceServicer_to_server(servicer, server)
-        health_servicer = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-        reflection.enable_server_reflection(
-            (
-                teacher_pb2.DESCRIPTOR.services_by_name["TeacherService"].full_name,
-                health.SERVICE_NAME,
-                reflection.SERVICE_NAME,
-            ),
-            server,
-        )
-        self.port = _listen(server, self._config.listen)
-        self.engine.start()
-        await server.start()
-        host = self._config.listen.rpartition(":")[0]
-        self._announce(f"{host}:{self.port}")
-        if on_ready is not None:
-            on_ready.set()
-        tasks = [asyncio.create_task(status.keep_health(self.engine, health_servicer))]
-        if self._config.status_interval_s:
-            tasks.append(
-                asyncio.create_task(
-                    status.log_status(self.engine, interval_s=self._config.status_interval_s)
-                )
-            )
-        await self._stop_requested.wait()
-        await self._drain(server, health_servicer)
-        for task in tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        health_servicer = self._add_services(server)
+        with self._attached_to_loop():
+            self.port = _listen(server, self._config.listen)
+            try:
+                self.engine.start()
+                await status.set_health(self.engine, health_servicer)
+                await server.start()
+                self._announce()
+                if on_ready is not None:
+                    on_ready.set()
+                async with self._watching(health_servicer):
+                    await self._stop_requested.wait()
+                    await self._drain(server, health_servicer)
+            finally:
+                await asyncio.to_thread(self.engine.stop)
+                await server.stop(grace=None)
         return not self._failed
 
     def request_stop(self) -> None:
-        """Starts draining; from any thread."""
-        if self._loop is not None and self._stop_requested is not None:
-            self._loop.call_soon_threadsafe(self._stop_requested.set)
+        """Starts draining; from any thread, at any time."""
+        with self._lock:
+            self._stopping = True
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._stop_requested.set)
+
+    @contextlib.contextmanager
+    def _attached_to_loop(self) -> Iterator[None]:
+        with self._lock:
+            self._loop = asyncio.get_running_loop()
+            if self._stopping:
+                self._stop_requested.set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._loop = None
+
+    def _add_services(self, server: grpc.aio.Server) -> health.aio.HealthServicer:
+        teacher_pb2_grpc.add_TeacherServiceServicer_to_server(self._servicer, server)
+        health_servicer = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+        names = (status.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        return health_servicer
+
+    @contextlib.asynccontextmanager
+    async def _watching(self, health_servicer: health.aio.HealthServicer) -> AsyncIterator[None]:
+        """Keeps health and the status line going during the block."""
+        tasks = [asyncio.create_task(status.keep_health(self.engine, health_servicer))]
+        interval_s = self._config.status_interval_s
+        if interval_s:
+            tasks.append(asyncio.create_task(status.log_status(self.engine, interval_s=interval_s)))
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     async def _drain(
         self, server: grpc.aio.Server, health_servicer: health.aio.HealthServicer
     ) -> None:
         started_s = time.monotonic()
+        timeout_s = self._config.drain_timeout_s
         await health_servicer.enter_graceful_shutdown()
-        self.engine.refuse_new()
-        drained = await asyncio.to_thread(self.engine.drain, timeout_s=self._config.drain_timeout_s)
-        if not drained:
-            # Ends the streams that are left with UNAVAILABLE, which clients resume elsewhere.
-            await asyncio.to_thread(self.engine.stop)
-        left_s = max(1.0, self._config.drain_timeout_s - (time.monotonic() - started_s))
-        await server.stop(grace=left_s)
+        drained = await asyncio.to_thread(self.engine.drain, timeout_s=timeout_s)
+        # Ends the streams that are left with UNAVAILABLE, which clients resume elsewhere.
         await asyncio.to_thread(self.engine.stop)
+        left_s = timeout_s - (time.monotonic() - started_s)
+        await server.stop(grace=max(_MIN_GRACE_S, left_s))
         logger.info("stopped drained=%s seconds=%.1f", drained, time.monotonic() - started_s)
 
     def _on_engine_death(self, error: BaseException) -> None:
         self._failed = True
         self.request_stop()
 
-    def _announce(self, address: str) -> None:
+    def _announce(self) -> None:
         info = self._denoiser.info
+        address = f"{self._config.listen.rpartition(':')[0]}:{self.port}"
         logger.info(
             "ready address=%s model=%s family=%s num_params=%d vocab_size=%d mask_token_id=%d "
             "max_length=%d device=%s dtype=%s",
@@ -193,18 +211,29 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     for config_class in (ServerConfig, EngineConfig, LimitsConfig):
         add_options(parser, config_class)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.num_threads < 0:
+        parser.error(f"--num-threads must not be negative, got {options.num_threads}")
+    return options
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        # A device that torch knows of but cannot use fails here, not in the middle of the load.
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used here: {reason}; try cpu") from error
 
 
 def _load(arguments: argparse.Namespace) -> Denoiser:
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     started_s = time.monotonic()
     denoiser = checkpoints.load_denoiser(
         arguments.model,
-        device=device,
+        device=_device(arguments.device),
         dtype=dtype,
         trust_remote_code=arguments.trust_remote_code,
         run_self_test=not arguments.skip_self_test,
@@ -217,8 +246,11 @@ def _load(arguments: argparse.Namespace) -> Denoiser:
 
 def _stop_with_stdin(server: TeacherServer) -> None:
     """Waits for the end of standard input: the process that started us is gone."""
-    while sys.stdin.buffer.read(4096):
-        pass
+    # Not sys.stdin.read: a thread that waits in there aborts the interpreter's shutdown. A terminal
+    # that hung up is an OSError.
+    with contextlib.suppress(OSError):
+        while sys.stdin is not None and os.read(sys.stdin.fileno(), 4096):
+            pass
     server.request_stop()
 
 
@@ -233,13 +265,13 @@ async def _run(server: TeacherServer, config: ServerConfig) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the server until it is told to stop; returns the exit code."""
-    logging.basicConfig(
-        level=os.environ.get("LOG_LEVEL", "INFO"),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
     options = _parse(arguments)
     try:
+        logging.basicConfig(
+            level=os.environ.get("LOG_LEVEL", "INFO"),
+            format="%(asctime)s %(levelname)s %(name)s %(message)s",
+            stream=sys.stderr,
+        )
         config = read_options(options, ServerConfig)
         engine_config = read_options(options, EngineConfig)
         limits = read_options(options, LimitsConfig)

@@ -6,27 +6,32 @@ import time
 
 from grpc_health.v1 import health, health_pb2
 
+from protos import teacher_pb2
 from teacher_server.engine.counters import EngineCounters
 from teacher_server.engine.engine import Engine
 
 logger = logging.getLogger(__name__)
 
-SERVICE = "teacher.v1.TeacherService"
+SERVICE = teacher_pb2.DESCRIPTOR.services_by_name["TeacherService"].full_name
 _HEALTH_PERIOD_S = 0.5
 
 
-async def keep_health(engine: Engine, servicer: health.aio.HealthServicer) -> None:
-    """Keeps grpc.health.v1 true until cancelled.
+async def set_health(engine: Engine, servicer: health.aio.HealthServicer) -> None:
+    """Tells grpc.health.v1 how the engine is.
 
     The service is SERVING while a real forward succeeded recently and new work is admitted; the
-    empty name is SERVING as long as the process answers.
+    empty name is SERVING until the server begins to stop.
     """
+    load = engine.load()
     statuses = health_pb2.HealthCheckResponse
-    await servicer.set("", statuses.SERVING)
+    serving = load.healthy and not load.draining
+    await servicer.set(SERVICE, statuses.SERVING if serving else statuses.NOT_SERVING)
+
+
+async def keep_health(engine: Engine, servicer: health.aio.HealthServicer) -> None:
+    """Keeps grpc.health.v1 true until cancelled."""
     while True:
-        load = engine.load()
-        serving = load.healthy and not load.draining
-        await servicer.set(SERVICE, statuses.SERVING if serving else statuses.NOT_SERVING)
+        await set_health(engine, servicer)
         await asyncio.sleep(_HEALTH_PERIOD_S)
 
 

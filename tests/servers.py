@@ -23,11 +23,24 @@ class RunningServer:
 
     address: str
     server: TeacherServer
+    thread: threading.Thread
+    results: list[bool]
+    """Empty until it ends; then whether it ended as asked."""
 
     @property
     def engine(self) -> Engine:
         """What decodes behind the server."""
         return self.server.engine
+
+    @property
+    def is_alive(self) -> bool:
+        """True until the server has ended, by itself or because the block did."""
+        return self.thread.is_alive()
+
+    @property
+    def ended_as_asked(self) -> bool:
+        """False where the engine died."""
+        return self.results == [True]
 
 
 @contextlib.contextmanager
@@ -40,11 +53,11 @@ def serve(denoiser: Denoiser, **overrides: object) -> Iterator[RunningServer]:
     """
     sections = _sections(_DEFAULTS | overrides)
     server = TeacherServer(denoiser, **sections)  # type: ignore[arg-type]
-    ready, failures = threading.Event(), list[BaseException]()
+    ready, results, failures = threading.Event(), list[bool](), list[BaseException]()
 
     def run() -> None:
         try:
-            asyncio.run(server.serve(on_ready=ready))
+            results.append(asyncio.run(server.serve(on_ready=ready)))
         except BaseException as error:
             failures.append(error)
             ready.set()
@@ -54,7 +67,9 @@ def serve(denoiser: Denoiser, **overrides: object) -> Iterator[RunningServer]:
     try:
         assert ready.wait(START_TIMEOUT_S), "the server did not start"
         if not failures:
-            yield RunningServer(address=f"127.0.0.1:{server.port}", server=server)
+            yield RunningServer(
+                address=f"127.0.0.1:{server.port}", server=server, thread=thread, results=results
+            )
     finally:
         server.request_stop()
         thread.join(STOP_TIMEOUT_S)

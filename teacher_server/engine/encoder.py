@@ -5,9 +5,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from masked_diffusion.families import EXCLUDED_LOGIT
 from torch import Tensor
 
+from masked_diffusion.families import EXCLUDED_LOGIT
 from protos import codec
 
 TORCH_DTYPES: Mapping[codec.ValueDtype, torch.dtype] = {
@@ -15,6 +15,21 @@ TORCH_DTYPES: Mapping[codec.ValueDtype, torch.dtype] = {
     "f16": torch.float16,
     "bf16": torch.bfloat16,
 }
+
+
+def dtype_name(dtype: torch.dtype) -> codec.ValueDtype:
+    """The wire's name of a dtype.
+
+    Raises:
+        ValueError: targets cannot carry it.
+    """
+    for name, known in TORCH_DTYPES.items():
+        if known == dtype:
+            return name
+    raise ValueError(
+        f"the denoiser runs in {dtype}; targets carry {', '.join(map(str, TORCH_DTYPES.values()))}"
+        " only: load it with --dtype float32"
+    )
 
 
 def to_values(tensor: Tensor, dtype: codec.ValueDtype) -> codec.Values:

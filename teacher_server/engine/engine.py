@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from masked_diffusion.families import Denoiser
-
 from protos import errors
 from teacher_server.config import EngineConfig
 from teacher_server.engine.batcher import next_batch
@@ -21,7 +20,7 @@ from teacher_server.engine.stream import StreamEnd
 
 logger = logging.getLogger(__name__)
 
-_IDLE_WAIT_S = 0.5
+_MAX_IDLE_WAIT_S = 0.5
 _DEFAULT_RETRY_AFTER_S = 1.0
 
 
@@ -50,6 +49,7 @@ class Engine:
         """Those whose streams are read; they outlive their rows while the reader is behind."""
         self._served_tokens: dict[str, float] = {}
         self._next_row = 0
+        self._idle_wait_s = min(_MAX_IDLE_WAIT_S, config.health_interval_s / 4)
         self._stopping = False
         self._proved_s = float("-inf")
         self._on_dead = on_dead
@@ -86,10 +86,6 @@ class Engine:
         self._queue.drain()
         return self._queue.wait_empty(timeout_s=timeout_s)
 
-    def refuse_new(self) -> None:
-        """Refuses new requests from now on, without waiting."""
-        self._queue.drain()
-
     def stop(self) -> None:
         """Fails what is left and ends the thread."""
         # Refuse first: what is admitted before that is still seen, and failed, by the thread.
@@ -109,7 +105,8 @@ class Engine:
             num_queued_tokens=self._queue.num_tokens,
             backlog_s=self._backlog_s(rows),
             draining=self._queue.draining,
-            healthy=self._thread.is_alive() and self._is_proved(),
+            healthy=self._thread.is_alive()
+            and self._proof_age_s() < self._config.health_interval_s,
         )
 
     def snapshot(self) -> EngineCounters:
@@ -133,7 +130,7 @@ class Engine:
         is_busy = any(
             not row.is_ready or row.request.stream.has_room for row in self._rows.values()
         )
-        incoming, closed = self._queue.take(timeout_s=0.0 if is_busy else _IDLE_WAIT_S)
+        incoming, closed = self._queue.take(timeout_s=0.0 if is_busy else self._idle_wait_s)
         self._admit(incoming)
         self._expire()
         for request in closed:
@@ -142,7 +139,8 @@ class Engine:
         batch = self._next_batch()
         if batch:
             self._run_step(batch)
-        elif not self._is_proved():
+        elif self._proof_age_s() > self._config.health_interval_s / 2:
+            # Well before the last proof is too old: an idle engine must not look sick in between.
             self._prove()
 
     def _admit(self, incoming: Iterable[Request]) -> None:
@@ -233,8 +231,8 @@ class Engine:
         self._runner.prove()
         self._proved_s = time.monotonic()
 
-    def _is_proved(self) -> bool:
-        return time.monotonic() - self._proved_s < self._config.health_interval_s
+    def _proof_age_s(self) -> float:
+        return time.monotonic() - self._proved_s
 
     def _backlog_s(self, rows: list[Row]) -> float:
         speed = self.counters.tokens_per_s

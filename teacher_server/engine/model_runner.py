@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-from masked_diffusion.families import Denoiser, padding_mask
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+from masked_diffusion.families import Denoiser, padding_mask
 
 
 class ModelRunner:

@@ -1,4 +1,4 @@
-"""Where requests, and the news that they are closed, cross from the event loop into the engine's thread."""
+"""Where requests, and their ends, cross from the event loop into the engine's thread."""
 
 import threading
 from collections.abc import Callable

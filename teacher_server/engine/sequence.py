@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from masked_diffusion.samplers import SamplerConfig
 
+from masked_diffusion.samplers import SamplerConfig
 from protos import errors
 from teacher_server.engine.stream import OutputStream
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from masked_diffusion import schedule
-from masked_diffusion.samplers import RowBatch, SamplerConfig, get_sampler, sample_tokens
 from torch import Tensor
 
+from masked_diffusion import schedule
+from masked_diffusion.samplers import RowBatch, SamplerConfig, get_sampler, sample_tokens
 from protos import codec
 from teacher_server.engine import encoder
 from teacher_server.engine.counters import EngineCounters
@@ -118,7 +118,8 @@ class DenoisingStep:
         ids = row.x_L.to(torch.int32).numpy()
         row.num_collected_steps += 1
         row.state_is_collected = True
-        hidden_MD = hidden_LD[torch.from_numpy(positions_M).long().to(hidden_LD.device)]
+        indices_M = torch.from_numpy(positions_M.astype(np.int64)).to(hidden_LD.device)
+        hidden_MD = hidden_LD[indices_M]
         payload = codec.encode_targets(
             codec.StepTargets(
                 sequence_id=row.sequence_id,

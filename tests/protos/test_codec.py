@@ -4,6 +4,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -387,7 +388,7 @@ def test_padding_that_is_not_zero_is_refused():
     payload = bytearray(write(header, buffers))
     payload[start] = 1
 
-    assert_refused(payload, "not zero")
+    assert_refused(bytes(payload), "not zero")
 
 
 @pytest.mark.parametrize("length", [16 * 1024 + 1, 2**31 - 1, 2**32 - 1])
@@ -615,11 +616,11 @@ def test_nested_shapes_are_refused_where_little_of_the_stack_is_left():
 # --- records that contradict themselves -------------------------------------------------------
 
 
-def spoiled(**changes: object) -> codec.StepTargets:
+def spoiled(**changes: Any) -> codec.StepTargets:
     return replace(records.example(), **changes)
 
 
-def spoiled_top_k(**changes: object) -> codec.StepTargets:
+def spoiled_top_k(**changes: Any) -> codec.StepTargets:
     """The example (rows [0, 1, 2] and [1, 2, 3], temperatures 1 and 2) with other arrays."""
     distribution = records.example().distribution
     assert isinstance(distribution, codec.TopK)

@@ -85,7 +85,7 @@ def test_float32_agrees_with_float64_to_five_digits(divergence, encoding):
     encoding=st.sampled_from(ENCODINGS),
     rows=st.integers(1, NUM_POSITIONS + 1),
 )
-def test_any_configuration_equals_the_naive_loss(  # noqa: PLR0913
+def test_any_configuration_equals_the_naive_loss(
     *, seed, alpha, temperature, divergence, beta, weighting, encoding, rows
 ):
     config = LossConfig(

@@ -1,0 +1,131 @@
+"""Reads the choices of a request: how targets are written, how states evolve, what is captured."""
+
+import math
+
+import numpy as np
+
+from masked_diffusion.families import DenoiserInfo
+from masked_diffusion.samplers import SamplerConfig
+from masked_diffusion.samplers.base import MIN_TEMPERATURE
+from masked_diffusion.schedule import DEFAULT_EPS
+from protos import codec
+from protos import teacher_pb2 as pb
+from teacher_server import names
+from teacher_server.config import LimitsConfig
+from teacher_server.engine.sequence import Capture, TargetSpec
+from teacher_server.refusals import invalid
+
+
+class SpecReader:
+    """Checks choices against what is offered and the limits."""
+
+    def __init__(
+        self, info: DenoiserInfo, limits: LimitsConfig, *, model_dtype: codec.ValueDtype
+    ) -> None:
+        self._limits = limits
+        self._default_dtypes: dict[str, codec.ValueDtype] = {
+            "hidden": model_dtype,
+            "top_k": "f16",
+            "logits": "f32",
+        }
+        self.max_top_k = max(limits.max_top_k, info.padded_vocab_size)
+        """Ids that TOP_K may keep: a small vocabulary may always be asked for whole."""
+
+    def targets(self, message: pb.TargetSpec) -> TargetSpec:
+        """How targets are written."""
+        encoding = names.name_of(
+            names.ENCODINGS,
+            message.encoding or pb.ENCODING_HIDDEN,
+            enum=pb.Encoding,
+            field="targets.encoding",
+        )
+        if encoding == "top_k" and not 1 <= message.top_k <= self.max_top_k:
+            raise invalid("targets.top_k", f"must be in [1, {self.max_top_k}], got {message.top_k}")
+        top_p = message.top_p or 1.0
+        if not 0 < top_p <= 1:
+            raise invalid("targets.top_p", f"must be in (0, 1], or 0 for all, got {top_p}")
+        return TargetSpec(
+            encoding=encoding,
+            dtype=self._dtype(message, encoding),
+            top_k=message.top_k,
+            top_p=top_p,
+            temperatures=self._temperatures(message),
+        )
+
+    def _dtype(self, message: pb.TargetSpec, encoding: names.EncodingName) -> codec.ValueDtype:
+        if not message.dtype:
+            return self._default_dtypes[encoding]
+        dtype = names.name_of(
+            names.DTYPES, message.dtype, enum=pb.ValueDtype, field="targets.dtype"
+        )
+        if dtype == "bf16" and encoding != "hidden":
+            raise invalid(
+                "targets.dtype",
+                "BF16 is too coarse for log-probabilities (0.0625 nats); use F16 or F32",
+            )
+        return dtype
+
+    def _temperatures(self, message: pb.TargetSpec) -> tuple[float, ...]:
+        temperatures = tuple(message.temperatures) or (1.0,)
+        limit = self._limits.max_temperatures
+        if len(temperatures) > limit:
+            raise invalid("targets.temperatures", f"has {len(temperatures)} entries, limit {limit}")
+        for temperature in temperatures:
+            # Below the least, dividing log-probabilities could overflow float32.
+            if not MIN_TEMPERATURE <= _rounded(temperature) < math.inf:
+                raise invalid(
+                    "targets.temperatures",
+                    f"must be finite and at least {MIN_TEMPERATURE}, got {temperature}",
+                )
+        return temperatures
+
+    def sampler(self, message: pb.SamplerSpec) -> SamplerConfig:
+        """How trajectories evolve."""
+        algorithm = names.name_of(
+            names.ALGORITHMS, message.algorithm, enum=pb.Algorithm, field="sampler.algorithm"
+        )
+        if not 1 <= message.num_steps <= self._limits.max_num_steps:
+            raise invalid(
+                "sampler.num_steps",
+                f"must be in [1, {self._limits.max_num_steps}], got {message.num_steps}",
+            )
+        try:
+            return SamplerConfig(
+                algorithm=algorithm,
+                num_steps=message.num_steps,
+                temperature=_rounded(message.temperature),
+                top_k=message.top_k or None,
+                top_p=_rounded(message.top_p) or None,
+                alg_temp=_rounded(message.alg_temp),
+                eps=_rounded(message.eps) or DEFAULT_EPS,
+            )
+        except ValueError as error:
+            # Its messages begin with the field's name.
+            name, _, message_text = str(error).partition(" ")
+            raise invalid(f"sampler.{name}", message_text) from error
+
+    def capture(self, message: pb.Capture, *, num_steps: int) -> Capture:
+        """Which steps return targets."""
+        kind = names.name_of(
+            names.CAPTURES,
+            message.kind or pb.CAPTURE_KIND_NONE,
+            enum=pb.CaptureKind,
+            field="capture.kind",
+        )
+        if kind == "none":
+            return Capture()
+        if kind == "every_n":
+            if message.every_n_steps < 1:
+                raise invalid(
+                    "capture.every_n_steps", f"must be at least 1, got {message.every_n_steps}"
+                )
+            return Capture(every_n_steps=message.every_n_steps)
+        for step in message.steps:
+            if not 0 <= step < num_steps:
+                raise invalid("capture.steps", f"must be in [0, {num_steps}), got {step}")
+        return Capture(steps=frozenset(message.steps))
+
+
+def _rounded(value: float) -> float:
+    """The decimal that a client wrote: 0.7, not float32's 0.699999988."""
+    return float(np.format_float_positional(np.float32(value), unique=True))

@@ -1,0 +1,104 @@
+"""A teacher server with no model: real gRPC and real payloads, answered at once.
+
+`python -m tests.bench.instant_server JSON`: serves the `InstantTargets` of these fields until
+standard input ends, and first prints its address.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+
+import numpy as np
+
+from protos import channel, codec, parts, teacher_pb2_grpc
+from protos import teacher_pb2 as pb
+from tests.bench.cores import pin
+from tests.bench.instant_targets import REVISION, InstantTargets
+
+import grpc  # isort: skip  (after protos.channel, which sets gRPC's environment)
+
+_ENCODINGS = {pb.ENCODING_HIDDEN: "hidden", pb.ENCODING_TOP_K: "top_k"}
+
+
+class InstantServicer(teacher_pb2_grpc.TeacherServiceServicer):
+    """Answers what a trainer on noised data asks."""
+
+    def __init__(self, targets: InstantTargets) -> None:
+        self._targets = targets
+
+    async def DescribeTeacher(  # noqa: N802
+        self, request: pb.DescribeTeacherRequest, context: grpc.aio.ServicerContext
+    ) -> pb.DescribeTeacherResponse:
+        targets = self._targets
+        return pb.DescribeTeacherResponse(
+            name="no model",
+            revision=REVISION,
+            vocab_size=targets.vocab_size,
+            mask_token_id=targets.mask_token_id,
+            max_length=targets.max_length,
+            hidden_size=targets.hidden_size,
+            encodings=list(_ENCODINGS),
+            payload_version=codec.PAYLOAD_VERSION,
+        )
+
+    async def GetHead(  # noqa: N802
+        self, request: pb.GetHeadRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.GetHeadResponse]:
+        targets = self._targets
+        data = targets.head_VD.tobytes()
+        spec = pb.HeadSpec(
+            dtype=pb.VALUE_DTYPE_F32,
+            vocab_size=targets.vocab_size,
+            hidden_size=targets.hidden_size,
+            logit_scale=1.0,
+        )
+        for offset in range(0, len(data), parts.MESSAGE_BYTES):
+            part = data[offset : offset + parts.MESSAGE_BYTES]
+            yield pb.GetHeadResponse(
+                head=spec,
+                payload_bytes=len(data),
+                offset=offset,
+                data=part,
+                crc32c=parts.crc32c(part),
+            )
+
+    async def ScoreStates(  # noqa: N802
+        self, request: pb.ScoreStatesRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.ScoreStatesResponse]:
+        encoding = _ENCODINGS[request.targets.encoding]
+        ids = np.frombuffer(request.states.token_ids, dtype="<i4")
+        ends = np.cumsum(request.states.lengths)
+        payloads = []
+        for sequence_id, state_L in zip(
+            request.states.sequence_ids, np.split(ids, ends[:-1]), strict=True
+        ):
+            record = self._targets.record(encoding, sequence_id=sequence_id, state_L=state_L)
+            payloads.append((sequence_id, 0, codec.encode_targets(record)))
+        for message in parts.pack_parts(payloads):
+            yield pb.ScoreStatesResponse(parts=message)
+
+
+async def _serve(targets: InstantTargets) -> None:
+    server = grpc.aio.server(options=channel.SERVER_OPTIONS)
+    teacher_pb2_grpc.add_TeacherServiceServicer_to_server(InstantServicer(targets), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(f"127.0.0.1:{port}", flush=True)
+    # The pipe's other end closes however the bench ends.
+    await asyncio.to_thread(sys.stdin.read)
+    await server.stop(grace=None)
+
+
+def main() -> None:
+    """Serves on the last core that this process may use."""
+    pin(max(os.sched_getaffinity(0)))
+    targets = InstantTargets(**json.loads(sys.argv[1]))
+    # Made before the first request, so that no answer waits for it.
+    targets.distribution("hidden", 1), targets.distribution("top_k", 1)
+    asyncio.run(_serve(targets))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""A real denoiser whose forwards a test can hold up, count and make fail."""
+
+import math
+import threading
+
+import torch
+from torch import Tensor
+
+from masked_diffusion.families import Denoiser
+from masked_diffusion.families.qwen2 import Qwen2
+
+WAIT_S = 60.0
+
+
+class ControlledDenoiser(Qwen2):
+    """Computes what it was made from computes; forwards of proofs are let through uncounted."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__(
+            denoiser.model,
+            denoiser.tokenizer,
+            name=denoiser.info.name,
+            mask_token_id=denoiser.info.mask_token_id,
+        )
+        self.eval().requires_grad_(False)
+        self.poison_id = -1
+        """A forward that holds this id raises."""
+        self.is_broken = False
+        """Every forward raises, proofs too."""
+        self.num_proofs = 0
+        self.batches: list[Tensor] = []
+        """[B, L] ids of every forward, padding at 0."""
+        self._changed = threading.Condition()
+        self._num_allowed = math.inf
+        self._is_held = False
+
+    def hold(self) -> None:
+        """Holds forwards up from now on."""
+        with self._changed:
+            self._num_allowed = 0
+
+    def allow(self, num_forwards: float = math.inf) -> None:
+        """Lets that many forwards through, then holds them up again."""
+        with self._changed:
+            self._num_allowed = num_forwards
+            self._is_held = False
+            self._changed.notify_all()
+
+    def wait_held(self) -> None:
+        """Waits until a forward is being held up."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._is_held, timeout=WAIT_S)
+
+    def hidden_states(
+        self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None
+    ) -> Tensor:
+        if self.is_broken:
+            raise RuntimeError("out of order")
+        # A proof is masks alone, and nothing else is that short.
+        is_proof = input_ids_BL.shape[1] <= 4 and bool(
+            (input_ids_BL == self.info.mask_token_id).all()
+        )
+        self.num_proofs += is_proof
+        if not is_proof:
+            self.batches.append(input_ids_BL.clone())
+            self._pass()
+        if bool((input_ids_BL == self.poison_id).any()):
+            raise RuntimeError("poisoned forward")
+        with torch.no_grad():
+            return super().hidden_states(input_ids_BL, attention_mask_BL)
+
+    def _pass(self) -> None:
+        with self._changed:
+            self._is_held = self._num_allowed < 1
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self._num_allowed >= 1, timeout=WAIT_S)
+            self._is_held = False
+            self._num_allowed -= 1
