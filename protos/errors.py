@@ -153,7 +153,8 @@ _BY_CODE: dict[grpc.StatusCode, type[TeacherError]] = {
     grpc.StatusCode.UNAVAILABLE: UnreachableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
     grpc.StatusCode.DATA_LOSS: CorruptStreamError,
-    grpc.StatusCode.INTERNAL: EngineError,
+    # A broken HTTP/2 stream; a failed forward comes with our reason.
+    grpc.StatusCode.INTERNAL: UnreachableError,
     grpc.StatusCode.CANCELLED: CancelledError,
     grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
     grpc.StatusCode.PERMISSION_DENIED: ForbiddenError,

@@ -1,6 +1,9 @@
 """Checkpoints of a run in torch's distributed format: model, optimizer, step."""
 
+import contextlib
 import shutil
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from torch.optim import Optimizer
 
 from student_trainer.parallel import Parallel
 
-_STEP_KEY = "step"
+_MODEL_KEY, _STEP_KEY = "model", "step"
 
 
 def save_checkpoint(
@@ -29,8 +32,9 @@ def save_checkpoint(
         folder.parent.mkdir(parents=True, exist_ok=True)
     _barrier()
     model_state, optimizer_state = get_state_dict(module, optimizer)
-    state = {"model": model_state, "optimizer": optimizer_state, _STEP_KEY: step}
-    dcp.save(state, checkpoint_id=scratch, no_dist=not dist.is_initialized())
+    state = {_MODEL_KEY: model_state, "optimizer": optimizer_state, _STEP_KEY: step}
+    with _one_process_allowed():
+        dcp.save(state, checkpoint_id=scratch)
     _barrier()
     if parallel.is_main:
         shutil.rmtree(folder, ignore_errors=True)
@@ -50,17 +54,37 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer) -> in
             "name a folder such as output_dir/checkpoints/step-100"
         )
     model_state, optimizer_state = get_state_dict(module, optimizer)
-    state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state, _STEP_KEY: 0}
+    # torch reads what is asked for and does not mind what else is there, such as more layers.
+    saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    known = {f"{_MODEL_KEY}.{name}" for name in model_state}
+    unknown = sorted({name for name in saved if name.startswith(f"{_MODEL_KEY}.")} - known)
+    if unknown:
+        raise _misfit(folder, f"it also holds {unknown[0]}")
+    state: dict[str, Any] = {_MODEL_KEY: model_state, "optimizer": optimizer_state, _STEP_KEY: 0}
     try:
-        dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+        with _one_process_allowed():
+            dcp.load(state, checkpoint_id=folder)
     except dcp.CheckpointException as error:
-        raise ValueError(
-            f"train.load_checkpoint_path {str(folder)!r} does not fit this student: {error}"
-        ) from error
+        reason, _ = next(iter(error.failures.values()))
+        raise _misfit(folder, str(reason)) from error
     set_state_dict(
-        module, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+        module, optimizer, model_state_dict=state[_MODEL_KEY], optim_state_dict=state["optimizer"]
     )
     return int(state[_STEP_KEY])
+
+
+def _misfit(folder: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"train.load_checkpoint_path {str(folder)!r} does not fit this student: {reason}"
+    )
+
+
+@contextlib.contextmanager
+def _one_process_allowed() -> Iterator[None]:
+    """Without a process group there is one process, which torch need not warn of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable")
+        yield
 
 
 def _barrier() -> None:

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 5.0
 _FIRST_PENALTY_S = 2.0
+_MAX_RETRY_HINT_S = 30.0
 _MAX_PENALTY_S = 60.0
 _T = TypeVar("_T")
 
@@ -306,7 +307,9 @@ class TeacherClient:
             raise failure
         if waited_s > self._retry.give_up_after_s:
             raise self._gave_up(failure, waited_s) from failure
-        pause_s = failure.retry_after_s or attempts.backoff_s * random.uniform(0.5, 1.5)
+        # A hint is a hint: it neither makes us spin nor sleep past our own patience.
+        hint_s = min(max(failure.retry_after_s or 0.0, 0.0), _MAX_RETRY_HINT_S)
+        pause_s = max(hint_s, attempts.backoff_s * random.uniform(0.5, 1.5))
         attempts.backoff_s = min(attempts.backoff_s * 2, _MAX_BACKOFF_S)
         with self._lock:
             self._num_retries += 1

@@ -101,7 +101,9 @@ class TeacherProcess:
             log.seek(self._log_start)
             lines = log.read().decode(errors="replace").splitlines()
         said = [line for line in lines if line.startswith(_FAILURE_PREFIX)]
-        return said[-1] if said else " | ".join(lines[-_NUM_TAIL_LINES:])
+        return (
+            said[-1].removeprefix(_FAILURE_PREFIX) if said else " | ".join(lines[-_NUM_TAIL_LINES:])
+        )
 
     def _stop(self) -> None:
         process = self._process

@@ -244,6 +244,16 @@ def _load(arguments: argparse.Namespace) -> Denoiser:
     return denoiser
 
 
+class _NoiseFilter(logging.Filter):
+    """Drops gRPC's traceback for a caller that left while a message was on its way.
+
+    Leaving is no failure, and the request's own line tells of it.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("ExecuteBatchError raised in core")
+
+
 def _stop_with_stdin(server: TeacherServer) -> None:
     """Waits for the end of standard input: the process that started us is gone."""
     # Not sys.stdin.read: a thread that waits in there aborts the interpreter's shutdown. A terminal
@@ -272,6 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             format="%(asctime)s %(levelname)s %(name)s %(message)s",
             stream=sys.stderr,
         )
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_NoiseFilter())
         config = read_options(options, ServerConfig)
         engine_config = read_options(options, EngineConfig)
         limits = read_options(options, LimitsConfig)

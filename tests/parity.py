@@ -8,6 +8,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from student_trainer.batches import BatchPlan
 from student_trainer.client import TeacherClient
 from student_trainer.config import DistillConfig, TrainConfig
 from student_trainer.data import TokenizedDataset
+from student_trainer.loss_config import DivergenceName
 from student_trainer.losses import LossConfig, normalizer_count
 from student_trainer.objective import DistillationObjective
 from student_trainer.states import (
@@ -34,7 +36,7 @@ from student_trainer.states import (
 from student_trainer.targets import RemoteTeacher
 from tests import tiny_models
 
-DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
+DIVERGENCES: tuple[DivergenceName, ...] = get_args(DivergenceName)
 TEMPERATURES = (1.0, 2.0)
 LENGTHS = (23, 9, 40, 31, 17, 5, 28, 36)
 """Tokens of each sequence of the batch, each its own, so that a row tells its sequence."""

@@ -6,7 +6,6 @@ standard input ends, and first prints its address.
 
 import asyncio
 import json
-import os
 import sys
 from collections.abc import AsyncIterator
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from protos import channel, codec, parts, teacher_pb2_grpc
 from protos import teacher_pb2 as pb
-from tests.bench.cores import pin
+from tests.bench import cores
 from tests.bench.instant_targets import REVISION, InstantTargets
 
 import grpc  # isort: skip  (after protos.channel, which sets gRPC's environment)
@@ -47,7 +46,7 @@ class InstantServicer(teacher_pb2_grpc.TeacherServiceServicer):
         self, request: pb.GetHeadRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.GetHeadResponse]:
         targets = self._targets
-        data = targets.head_VD.tobytes()
+        data = targets.head.tobytes()
         spec = pb.HeadSpec(
             dtype=pb.VALUE_DTYPE_F32,
             vocab_size=targets.vocab_size,
@@ -92,8 +91,8 @@ async def _serve(targets: InstantTargets) -> None:
 
 
 def main() -> None:
-    """Serves on the last core that this process may use."""
-    pin(max(os.sched_getaffinity(0)))
+    """Serves on another core than the trainer's: a real teacher is on another machine."""
+    cores.pin(max)
     targets = InstantTargets(**json.loads(sys.argv[1]))
     # Made before the first request, so that no answer waits for it.
     targets.distribution("hidden", 1), targets.distribution("top_k", 1)

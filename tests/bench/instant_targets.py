@@ -25,19 +25,19 @@ class InstantTargets:
     top_k: int
 
     @cached_property
-    def head_VD(self) -> np.ndarray:
+    def head(self) -> np.ndarray:
         """[V, D] float32."""
         return self._normal(self.vocab_size, self.hidden_size, seed=0) * self.hidden_size**-0.5
 
     @cached_property
-    def hidden_LD(self) -> np.ndarray:
+    def hidden(self) -> np.ndarray:
         """[max_length, D] float32."""
         return self._normal(self.max_length, self.hidden_size, seed=1)
 
     @cached_property
     def _top_k(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids, log-probabilities and the log of the rest, of every row, from the head's logits."""
-        logits_LV = self.hidden_LD @ self.head_VD.T
+        logits_LV = self.hidden @ self.head.T
         logits_LV[:, self.mask_token_id] = -np.inf
         log_probs_LV = logits_LV - np.logaddexp.reduce(logits_LV, axis=1, keepdims=True)
         ids_LK = np.sort(np.argsort(-log_probs_LV, axis=1)[:, : self.top_k], axis=1)
@@ -48,7 +48,7 @@ class InstantTargets:
     def distribution(self, encoding: str, num_positions: int) -> codec.Distribution:
         """What is said at this many positions, at temperature 1."""
         if encoding == "hidden":
-            values = codec.Values(dtype="f32", data=self.hidden_LD[:num_positions])
+            values = codec.Values(dtype="f32", data=self.hidden[:num_positions])
             return codec.Hidden(values=values)
         ids_LK, log_probs_LK, tails_L = self._top_k
         return codec.TopK(
@@ -76,6 +76,12 @@ class InstantTargets:
             positions=positions_M,
             distribution=self.distribution(encoding, len(positions_M)),
         )
+
+    def bytes_per_position(self, encoding: str) -> float:
+        """On the wire, for the longest sequence with every position masked."""
+        state_L = np.full(self.max_length, self.mask_token_id, dtype=np.int32)
+        payload = codec.encode_targets(self.record(encoding, sequence_id=0, state_L=state_L))
+        return len(payload) / self.max_length
 
     def _normal(self, *shape: int, seed: int) -> np.ndarray:
         return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)

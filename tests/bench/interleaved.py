@@ -7,7 +7,7 @@ times of separate runs would not.
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from masked_diffusion.families import Denoiser
@@ -39,8 +39,8 @@ class Run:
     denoiser: Denoiser
     reader: BatchReader
     source: StateSource
-    counters: Callable[[], TargetCounters]
-    close: Callable[[], None] = field(default=lambda: None)
+    counters: Callable[[], TargetCounters] = TargetCounters
+    close: Callable[[], None] = lambda: None
 
 
 class _EnoughError(Exception):

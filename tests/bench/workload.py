@@ -1,6 +1,6 @@
 """The training run whose overhead is measured: sizes in the proportions of a real one."""
 
-import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,8 @@ from student_trainer.batches import BatchPlan
 from student_trainer.data import TokenizedDataset
 from student_trainer.states import BatchReader
 from tests.bench.instant_targets import InstantTargets
+
+_MLP_RATIO = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +42,23 @@ class Workload:
 
     def student_config(self) -> Qwen2Config:
         """Of a Qwen2 with the usual ratio of widths."""
+        return self._config(self.hidden_size, num_layers=self.num_layers, num_heads=self.num_heads)
+
+    def teacher_config(self, *, num_parameters: int) -> Qwen2Config:
+        """Of a wider teacher, as deep as it takes to have at least this many parameters."""
+        width = 2 * self.hidden_size
+        per_layer = (4 + 3 * _MLP_RATIO) * width**2
+        num_layers = math.ceil((num_parameters - self.vocab_size * width) / per_layer)
+        return self._config(width, num_layers=num_layers, num_heads=2 * self.num_heads)
+
+    def _config(self, hidden_size: int, *, num_layers: int, num_heads: int) -> Qwen2Config:
         return Qwen2Config(
             vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            intermediate_size=4 * self.hidden_size,
-            num_hidden_layers=self.num_layers,
-            num_attention_heads=self.num_heads,
-            num_key_value_heads=self.num_heads,
+            hidden_size=hidden_size,
+            intermediate_size=_MLP_RATIO * hidden_size,
+            num_hidden_layers=num_layers,
+            num_attention_heads=num_heads,
+            num_key_value_heads=num_heads,
             max_position_embeddings=self.seq_len,
             tie_word_embeddings=True,
         )
@@ -91,8 +103,3 @@ class Workload:
             world_size=1,
             info=info,
         )
-
-    def server_arguments(self) -> str:
-        """The command line of `tests.bench.instant_server`."""
-        targets = self.instant_targets()
-        return json.dumps(vars(targets))

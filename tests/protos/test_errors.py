@@ -357,7 +357,7 @@ def test_a_bug_of_the_server_is_the_plain_error_with_its_cause(running):
         (grpc.StatusCode.UNAVAILABLE, errors.UnreachableError),
         (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineError),
         (grpc.StatusCode.DATA_LOSS, errors.CorruptStreamError),
-        (grpc.StatusCode.INTERNAL, errors.EngineError),
+        (grpc.StatusCode.INTERNAL, errors.UnreachableError),
         (grpc.StatusCode.CANCELLED, errors.CancelledError),
         (grpc.StatusCode.UNAUTHENTICATED, errors.UnauthenticatedError),
         (grpc.StatusCode.PERMISSION_DENIED, errors.ForbiddenError),

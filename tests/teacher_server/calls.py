@@ -81,6 +81,13 @@ def trajectory_request(
     )
 
 
+def num_tokens(request: pb.ScoreStatesRequest | pb.SampleTrajectoriesRequest) -> int:
+    """Tokens of all its sequences."""
+    if isinstance(request, pb.ScoreStatesRequest):
+        return sum(request.states.lengths)
+    return sum(request.start_states.lengths)
+
+
 @dataclass(kw_only=True)
 class Answers:
     """All that one stream said, in order."""
@@ -132,10 +139,10 @@ class Refusal:
     pushback_ms: str = ""
 
 
-def refusal(call: Callable[[], object]) -> Refusal:
+def refusal(call: Callable[..., object], *arguments: object) -> Refusal:
     """Makes a call that must fail; reads its status and details."""
     try:
-        call()
+        call(*arguments)
     except grpc.RpcError as error:
         assert isinstance(error, grpc.Call)
         return _read_refusal(error)

@@ -1,6 +1,5 @@
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,6 +18,8 @@ from protos import codec, parts
 from protos import teacher_pb2 as pb
 from student_trainer import wire
 from student_trainer.client import TeacherClient
+from teacher_server import names
+from teacher_server.engine.sequence import Outcome
 from tests import servers
 from tests.teacher_server import calls
 from tests.teacher_server.calls import collect, connect, int32, refusal, wait_until
@@ -35,7 +36,6 @@ LOGITS = pb.TargetSpec(encoding=pb.ENCODING_LOGITS)
 TOP_K = pb.TargetSpec(
     encoding=pb.ENCODING_TOP_K, top_k=5, dtype=pb.VALUE_DTYPE_F32, temperatures=[1.0, 2.0]
 )
-ALGORITHM_VALUES = {name: pb.Algorithm.Value(f"ALGORITHM_{name.upper()}") for name in ALGORITHMS}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def _ragged(denoiser: Denoiser) -> list[np.ndarray]:
 def _sampler(algorithm: str, **changes: object) -> pb.SamplerSpec:
     fields = {"num_steps": 7, "temperature": 0.8, "top_k": 40, "top_p": 0.9, "alg_temp": 0.3}
     return pb.SamplerSpec(
-        algorithm=ALGORITHM_VALUES[algorithm],
+        algorithm=names.value_of(names.ALGORITHMS, algorithm),
         **(fields | changes),  # type: ignore[arg-type]
     )
 
@@ -547,32 +547,32 @@ def test_a_request_is_answered_alike_alone_and_among_twenty_others(
         )
         for n, targets in enumerate([HIDDEN, LOGITS, TOP_K] * 4)
     ]
-    with contextlib.ExitStack() as stack:
-        running = stack.enter_context(servers.serve(denoiser))
-        stub = stack.enter_context(connect(running.address))
-        pool = stack.enter_context(ThreadPoolExecutor(40))
+    mixed = _mixed_requests(denoiser)
+    assert len(scores) + len(mixed) > 20
+    with (
+        servers.serve(denoiser) as running,
+        connect(running.address) as stub,
+        ThreadPoolExecutor(40) as pool,
+    ):
         alone = [collect(stub.SampleTrajectories(request)) for request in mine]
         before = running.engine.snapshot()
+
+        def score(request: pb.ScoreStatesRequest) -> calls.Answers:
+            return collect(stub.ScoreStates(request))
+
+        def sample(request: pb.SampleTrajectoriesRequest) -> calls.Answers:
+            return collect(stub.SampleTrajectories(request))
+
         # Held up until all of them wait, so that they really share forwards.
         denoiser.hold()
-        others: list[Callable[[], object]] = [
-            *(lambda request=request: collect(stub.ScoreStates(request)) for request in scores),
-            *(
-                lambda request=request: collect(stub.SampleTrajectories(request))
-                for request in _mixed_requests(denoiser)
-            ),
-        ]
-        assert len(others) > 20
-        waiting = [pool.submit(other) for other in others]
-        together = [
-            pool.submit(lambda request=request: collect(stub.SampleTrajectories(request)))
-            for request in mine
-        ]
-        num_tokens = 3 * sum(8 + 5 * n for n in range(12)) + 10 * 83 + 5 * 74
+        others = [pool.submit(score, request) for request in scores]
+        others += [pool.submit(sample, request) for request in mixed]
+        together = [pool.submit(sample, request) for request in mine]
+        num_tokens = sum(calls.num_tokens(request) for request in (*scores, *mixed, *mine))
         wait_until(lambda: running.engine.load().num_queued_tokens == num_tokens)
         denoiser.allow()
         results = [future.result(calls.TIMEOUT_S) for future in together]
-        for future in waiting:
+        for future in others:
             future.result(calls.TIMEOUT_S)
         after = running.engine.snapshot()
     assert after.num_shared_forwards - before.num_shared_forwards > 3
@@ -639,7 +639,7 @@ def test_a_caller_that_leaves_while_queued_frees_its_rows(
         denoiser.allow()
         assert len(collect(first).targets) == 1
         _assert_nothing_is_left(running)
-        assert running.engine.snapshot().outcomes["cancelled"] == 4
+        assert running.engine.snapshot().outcomes[Outcome.CANCELLED] == 4
         assert len(denoiser.batches) == 1
     assert "client=gone kind=score status=cancelled rows=4" in caplog.text
 
@@ -675,7 +675,7 @@ def test_a_caller_that_leaves_while_its_stream_is_blocked_frees_its_rows(
                 assert len(collect(other.ScoreStates(request)).targets) == 3
             call.cancel()
             _assert_nothing_is_left(running)
-        assert running.engine.snapshot().outcomes["cancelled"] == 4
+        assert running.engine.snapshot().outcomes[Outcome.CANCELLED] == 4
     assert "client=endless kind=trajectory status=cancelled rows=4" in caplog.text
 
 
@@ -700,7 +700,7 @@ def test_a_closed_connection_frees_its_rows(denoiser: ControlledDenoiser) -> Non
             call = stub.SampleTrajectories(_endless(denoiser, count=2))
             next(call)
         _assert_nothing_is_left(running)
-        assert running.engine.snapshot().outcomes["cancelled"] == 2
+        assert running.engine.snapshot().outcomes[Outcome.CANCELLED] == 2
 
 
 def test_a_passed_deadline_frees_its_rows(denoiser: ControlledDenoiser) -> None:
@@ -713,7 +713,7 @@ def test_a_passed_deadline_frees_its_rows(denoiser: ControlledDenoiser) -> None:
         assert told.code is grpc.StatusCode.DEADLINE_EXCEEDED
         _assert_nothing_is_left(running)
         outcomes = running.engine.snapshot().outcomes
-        assert outcomes["expired"] + outcomes["cancelled"] == 2
+        assert outcomes[Outcome.EXPIRED] + outcomes[Outcome.CANCELLED] == 2
 
 
 def test_the_servers_own_deadline_bounds_a_call_without_one(
@@ -729,7 +729,7 @@ def test_the_servers_own_deadline_bounds_a_call_without_one(
             "DEADLINE_EXCEEDED",
         )
         _assert_nothing_is_left(running)
-        assert running.engine.snapshot().outcomes["expired"] == 2
+        assert running.engine.snapshot().outcomes[Outcome.EXPIRED] == 2
 
 
 def test_an_overloaded_server_refuses_with_a_retry_hint(denoiser: ControlledDenoiser) -> None:
@@ -770,7 +770,7 @@ def test_a_failed_forward_is_internal_and_names_its_cause(denoiser: ControlledDe
 def _health(address: str, service: str) -> int:
     with grpc.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        return int(stub.Check(health_pb2.HealthCheckRequest(service=service)).status)
+        return int(stub.Check(health_pb2.HealthCheckRequest(service=service)).status)  # type: ignore[attr-defined]
 
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -816,7 +816,7 @@ def test_a_draining_server_refuses_new_work_and_finishes_what_it_has(
         assert stub.GetLoad(pb.GetLoadRequest()).draining
         denoiser.allow()
         assert len(collect(call).trajectories) == 2
-        assert running.engine.snapshot().outcomes["done"] == 2
+        assert running.engine.snapshot().outcomes[Outcome.DONE] == 2
 
 
 def test_a_stream_that_outlives_the_drain_is_handed_back(denoiser: ControlledDenoiser) -> None:
@@ -830,7 +830,7 @@ def test_a_stream_that_outlives_the_drain_is_handed_back(denoiser: ControlledDen
         denoiser.allow()
         told = refusal(lambda: collect(call))
         assert (told.code, told.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
-        assert running.engine.snapshot().outcomes["failed"] == 1
+        assert running.engine.snapshot().outcomes[Outcome.FAILED] == 1
 
 
 def test_a_server_whose_engine_dies_stops_by_itself(denoiser: ControlledDenoiser) -> None:
@@ -885,4 +885,4 @@ def test_each_request_is_one_line_of_the_log(
     # A request without a name is given one.
     assert not refused.startswith("request id= ")
     assert " kind=- status=invalid_request rows=0 " in refused
-    assert "error=\"states.token_ids has id 10000" in refused
+    assert 'error="states.token_ids has id 10000' in refused

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from teacher_server.engine.batcher import next_batch
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Request:
     client_id: str
     deadline_s: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Row:
     request: _Request
     length: int

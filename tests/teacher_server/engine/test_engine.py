@@ -352,13 +352,13 @@ def test_an_engine_that_hangs_in_a_forward_is_not_healthy(denoiser: ControlledDe
 def test_an_idle_engine_proves_itself_before_it_looks_sick(
     denoiser: ControlledDenoiser,
 ) -> None:
-    with run_engine(denoiser, health_interval_s=0.8) as run:
+    with run_engine(denoiser, health_interval_s=1.2) as run:
         num_sick = 0
 
         def is_proved_again() -> bool:
             nonlocal num_sick
             num_sick += not run.engine.load().healthy
-            return denoiser.num_proofs >= 4
+            return denoiser.num_proofs >= 3
 
         wait_until(is_proved_again)
         assert num_sick == 0

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from teacher_server.engine.stream import OutputStream, StreamEnd, TargetsReady
+from teacher_server.engine.stream import OutputStream, StreamEnd, StreamItem, TargetsReady
 
 WAIT_S = 20.0
 
@@ -22,10 +22,15 @@ def _targets(num_bytes: int, *, step: int = 0) -> TargetsReady:
 
 def test_items_come_in_the_order_they_were_put(loop: asyncio.AbstractEventLoop) -> None:
     stream = OutputStream(loop=loop, window_bytes=10, on_room=lambda: None)
-    items = [*(_targets(4, step=step) for step in range(50)), StreamEnd(None)]
+    items: list[StreamItem] = [_targets(4, step=step) for step in range(50)]
+    items.append(StreamEnd(None))
 
-    async def read() -> list[object]:
-        writer = threading.Thread(target=lambda: [stream.put(item) for item in items])
+    def write() -> None:
+        for item in items:
+            stream.put(item)
+
+    async def read() -> list[StreamItem]:
+        writer = threading.Thread(target=write)
         writer.start()
         taken = [await stream.get() for _ in items]
         await asyncio.to_thread(writer.join)

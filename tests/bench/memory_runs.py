@@ -1,0 +1,138 @@
+"""Three trainings in processes of their own: no teacher, a remote one, one in the process."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from masked_diffusion import checkpoints
+from student_trainer.teacher_process import TeacherProcess
+from tests.bench.processes import Child
+from tests.bench.workload import Workload
+
+TEACHER_RATIO = 8
+"""Parameters of the teacher over the student's, at least."""
+_TIMEOUT_S = 600.0
+# Nobody listens there: the run that holds its own teacher must not ask another.
+_NO_ADDRESS = "127.0.0.1:9"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peaks:
+    """Peak resident memory of each trainer, and what they share."""
+
+    student_only_bytes: int
+    remote_bytes: int
+    in_process_bytes: int
+    imports_bytes: int
+    """Of a trainer that has imported everything and done nothing."""
+    num_student_parameters: int
+    num_teacher_parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Runs:
+    """What the trainers read, and their command lines."""
+
+    folder: Path
+    workload: Workload
+    num_steps: int
+    num_student_parameters: int
+    num_teacher_parameters: int
+
+    @property
+    def teacher_path(self) -> Path:
+        return self.folder / "teacher"
+
+    def start(self, name: str, *, address: str | None, holds_teacher: bool = False) -> Child:
+        """A trainer; without an address it trains on the data alone."""
+        settings = {
+            "model.config_path": self.folder / "student",
+            "data.train_path": self.folder / "text.txt",
+            "data.max_seq_len": self.workload.seq_len,
+            "train.output_dir": self.folder / name,
+            "train.micro_batch_size": self.workload.micro_batch_size,
+            "train.max_steps": self.num_steps,
+            "train.save_hf_weights": "false",
+        }
+        settings |= (
+            {"distill.distillation_alpha": 0}
+            if address is None
+            else {"distill.teacher_address": address}
+        )
+        argument = {
+            "arguments": [f"--{key}={value}" for key, value in settings.items()],
+            "teacher": str(self.teacher_path) if holds_teacher else None,
+        }
+        return Child("tests.bench.memory", argument)
+
+
+def measure(workload: Workload, *, num_steps: int) -> Peaks:
+    """Runs the three side by side, beside the server."""
+    with _prepared(workload, num_steps=num_steps) as runs:
+        alone = runs.start("student_only", address=None)
+        holding = runs.start("in_process", address=_NO_ADDRESS, holds_teacher=True)
+        log_path = runs.folder / "teacher_server.log"
+        with TeacherProcess(
+            str(runs.teacher_path), log_path=log_path, extra_arguments=["--num-threads=1"]
+        ) as server:
+            remote = runs.start("remote", address=server.address)
+            answers = [child.answer(timeout_s=_TIMEOUT_S) for child in (alone, remote, holding)]
+        peaks = [int(answer["peak_rss_bytes"]) for answer in answers]
+        return Peaks(
+            student_only_bytes=peaks[0],
+            remote_bytes=peaks[1],
+            in_process_bytes=peaks[2],
+            imports_bytes=int(answers[0]["imports_bytes"]),
+            num_student_parameters=runs.num_student_parameters,
+            num_teacher_parameters=runs.num_teacher_parameters,
+        )
+
+
+@contextlib.contextmanager
+def _prepared(workload: Workload, *, num_steps: int) -> Iterator[_Runs]:
+    tokenizer = _word_tokenizer(workload.vocab_size)
+    student = checkpoints.new_denoiser(workload.student_config(), tokenizer, seed=0)
+    num_parameters = TEACHER_RATIO * student.info.num_parameters
+    teacher_config = workload.teacher_config(num_parameters=num_parameters)
+    teacher = checkpoints.new_denoiser(teacher_config, tokenizer, seed=1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        workload.student_config().save_pretrained(folder / "student")
+        tokenizer.save_pretrained(folder / "student")
+        checkpoints.save_denoiser(teacher, folder / "teacher")
+        num_words = workload.seq_len * workload.micro_batch_size * num_steps
+        (folder / "text.txt").write_text(_random_text(workload.vocab_size, num_words=num_words))
+        yield _Runs(
+            folder=folder,
+            workload=workload,
+            num_steps=num_steps,
+            num_student_parameters=student.info.num_parameters,
+            num_teacher_parameters=teacher.info.num_parameters,
+        )
+
+
+def _word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """Words w3, w4, ... up to the vocabulary's size, behind three special tokens."""
+    special = ["<eos>", "<bos>", "<M>"]
+    words = [*special, *(f"w{index}" for index in range(len(special), vocab_size))]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<eos>",
+        pad_token="<eos>",
+        bos_token="<bos>",
+        mask_token="<M>",
+    )
+
+
+def _random_text(vocab_size: int, *, num_words: int) -> str:
+    indices = np.random.default_rng(0).integers(3, vocab_size, size=num_words)
+    return " ".join(f"w{index}" for index in indices)

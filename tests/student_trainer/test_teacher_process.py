@@ -1,0 +1,56 @@
+"""A teacher-server as a child process: ready, gone afterwards, and clear when it fails."""
+
+import os
+
+import psutil
+import pytest
+
+from student_trainer.client import TeacherClient
+from student_trainer.teacher_process import TeacherProcess, TeacherStartError
+
+
+def test_the_server_answers_during_the_block_and_is_gone_after_it(tiny_checkpoint, tmp_path):
+    log_path = tmp_path / "logs" / "server.log"
+    with (
+        pytest.raises(KeyError, match="in the block"),
+        TeacherProcess(
+            str(tiny_checkpoint), log_path=log_path, extra_arguments=["--max-sequences=7"]
+        ) as server,
+    ):
+        process = psutil.Process(server.pid)
+        with TeacherClient(server.address) as client:
+            assert client.describe().max_sequences == 7
+        # A session of its own: Ctrl-C in the terminal is the trainer's to handle.
+        assert os.getsid(server.pid) == server.pid
+        raise KeyError("in the block")
+    assert not process.is_running()
+    log = log_path.read_text()
+    assert "ready address=" in log
+    assert "stopped drained=True" in log
+
+
+def test_a_server_that_cannot_start_tells_why_in_one_line(tmp_path):
+    log_path = tmp_path / "server.log"
+    log_path.write_text("teacher-server: of an earlier run\n")
+    missing = tmp_path / "missing"
+    with (
+        pytest.raises(TeacherStartError) as caught,
+        TeacherProcess(str(missing), log_path=log_path),
+    ):
+        pass
+    message = str(caught.value)
+    assert message.startswith("teacher-server ended with code 1 ")
+    assert f"before it was ready: no such folder: {missing}" in message
+    assert f"(whole log: {log_path})" in message
+    assert "\n" not in message
+    assert "earlier run" not in message
+    assert not psutil.Process().children()
+
+
+def test_a_server_that_does_not_get_ready_in_time_is_killed(tiny_checkpoint, tmp_path):
+    with (
+        pytest.raises(TeacherStartError, match="ended with code -9"),
+        TeacherProcess(str(tiny_checkpoint), log_path=tmp_path / "log", start_timeout_s=0.2),
+    ):
+        pass
+    assert not psutil.Process().children()
