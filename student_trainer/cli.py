@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from protos import errors
 from student_trainer import demo, train
-from student_trainer.client import RetryPolicy, TeacherClient
+from student_trainer.client import TeacherClient
+from student_trainer.replicas import RetryPolicy
 
 _USAGE = """usage: distill COMMAND ...
 

@@ -94,8 +94,9 @@ def _parse(text: str, kind: object) -> object:
     except yaml.YAMLError:
         return text
     # A folder may be called 2026 or 2026-11-24.
-    is_text = kind in (str, str | None)
-    return text if is_text and not isinstance(value, str | None) else value
+    if kind is str or (kind == str | None and value is not None):
+        return value if isinstance(value, str) else text
+    return value
 
 
 def _split(value: object) -> object:

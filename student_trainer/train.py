@@ -15,12 +15,13 @@ from masked_diffusion.families import Denoiser
 from protos import errors
 from student_trainer import config_file, wire
 from student_trainer.batches import BatchPlan
-from student_trainer.client import RetryPolicy, TeacherClient
+from student_trainer.client import TeacherClient
 from student_trainer.config import Config
 from student_trainer.data import TokenizedDataset, load_dataset
 from student_trainer.metrics import MetricsLog
 from student_trainer.parallel import Parallel, start_parallel
 from student_trainer.prefetch import Prefetcher
+from student_trainer.replicas import RetryPolicy
 from student_trainer.states import (
     BatchReader,
     MicroStep,

@@ -74,9 +74,9 @@ class TeacherServer:
         server = grpc.aio.server(options=channel.SERVER_OPTIONS)
         health_servicer = self._add_services(server)
         with self._attached_to_loop():
-            self.port = _listen(server, self._config.listen)
             try:
                 self.engine.start()
+                self.port = _listen(server, self._config.listen)
                 await status.set_health(self.engine, health_servicer)
                 await server.start()
                 self._announce()

@@ -241,15 +241,22 @@ def measured(pair: Pair, batch: StateBatch, config: LossConfig) -> LossAndGradie
     return _gathered(loss, pair.student)
 
 
-def naive(pair: Pair, batch: StateBatch, config: LossConfig) -> LossAndGradient:
-    """The same in float64: weights 1 / t, divided by the number of tokens that may be masked."""
+def naive(
+    pair: Pair, batch: StateBatch, config: LossConfig, *, top_k: int | None = None
+) -> LossAndGradient:
+    """The same in float64: weights 1 / t, divided by the number of tokens that may be masked.
+
+    Args:
+        top_k: All ids but the teacher's `top_k` most probable are one bucket; None = none are.
+    """
     student = copy.deepcopy(pair.student).double()
     student.zero_grad(set_to_none=True)
     total, num_tokens = torch.zeros((), dtype=torch.float64), 0
     for row, t in enumerate(batch.t_B.double().tolist()):
         x0_L = _clean_sequence(pair, int(batch.lengths_B[row]))
         num_tokens += len(x0_L) - 1  # all but the start token
-        total = total + _row_loss(_masked_row(pair, student, batch, row, x0_L), config) / t
+        masked_row = _masked_row(pair, student, batch, row, x0_L)
+        total = total + _row_loss(masked_row, config, top_k) / t
     loss = total / num_tokens
     loss.backward()
     return _gathered(loss, student)
@@ -319,11 +326,13 @@ def _source(denoiser: Denoiser, position: int) -> int:
     return position - 1 if denoiser.info.alignment == "shifted" else position
 
 
-def _row_loss(row: _MaskedRow, config: LossConfig) -> Tensor:
+def _row_loss(row: _MaskedRow, config: LossConfig, top_k: int | None) -> Tensor:
     """(1 - alpha) CE + alpha T^2 D in nats, summed over positions."""
     truth_M = _softmax(row.student_MV)[range(len(row.labels_M)), row.labels_M]
     student_MV = _softmax(row.student_MV / config.temperature)
     teacher_MV = _softmax(row.teacher_MV / config.temperature)
+    if top_k is not None:
+        student_MV, teacher_MV = _bucketed(student_MV, teacher_MV, top_k)
     if config.divergence == "forward_kl":
         divergence = _kl(teacher_MV, student_MV)
     elif config.divergence == "reverse_kl":
@@ -334,6 +343,18 @@ def _row_loss(row: _MaskedRow, config: LossConfig) -> Tensor:
         divergence = divergence + (1 - config.jsd_beta) * _kl(student_MV, middle_MV)
     distillation = config.temperature**2 * divergence
     return (1 - config.alpha) * -truth_M.log().sum() + config.alpha * distillation
+
+
+def _bucketed(student_MV: Tensor, teacher_MV: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Probabilities of the teacher's most probable ids, and of all others together."""
+    order_MV = teacher_MV.argsort(-1, descending=True)
+
+    def buckets(probs_MV: Tensor) -> Tensor:
+        sorted_MV = probs_MV.gather(-1, order_MV)
+        rest_M1 = sorted_MV[:, top_k:].sum(-1, keepdim=True)
+        return torch.cat([sorted_MV[:, :top_k], rest_M1], dim=-1)
+
+    return buckets(student_MV), buckets(teacher_MV)
 
 
 def _softmax(logits_MV: Tensor) -> Tensor:

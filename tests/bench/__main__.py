@@ -100,6 +100,7 @@ def _write_json(result: object, path: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     else:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text, encoding="utf-8")
 
 

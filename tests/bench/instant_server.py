@@ -94,8 +94,9 @@ def main() -> None:
     """Serves on another core than the trainer's: a real teacher is on another machine."""
     cores.pin(max)
     targets = InstantTargets(**json.loads(sys.argv[1]))
-    # Made before the first request, so that no answer waits for it.
-    targets.distribution("hidden", 1), targets.distribution("top_k", 1)
+    for encoding in _ENCODINGS.values():
+        # Makes the numbers, so that no answer waits for them.
+        targets.distribution(encoding, 1)
     asyncio.run(_serve(targets))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from masked_diffusion import checkpoints
 from student_trainer.teacher_process import TeacherProcess
@@ -96,6 +97,7 @@ def measure(workload: Workload, *, num_steps: int) -> Peaks:
 
 @contextlib.contextmanager
 def _prepared(workload: Workload, *, num_steps: int) -> Iterator[_Runs]:
+    transformers_logging.disable_progress_bar()
     tokenizer = _word_tokenizer(workload.vocab_size)
     student = checkpoints.new_denoiser(workload.student_config(), tokenizer, seed=0)
     num_parameters = TEACHER_RATIO * student.info.num_parameters

@@ -61,6 +61,7 @@ def test_a_child_that_fails_is_an_error_with_its_last_words():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_overhead_of_a_tiny_run_has_every_figure_and_both_teachers_the_same_loss():
     workload = Workload(vocab_size=256, hidden_size=32, num_layers=2, seq_len=32, top_k=8)
     schedule = Schedule(num_warmup=1, num_rounds=4, budget_s=10.0)

@@ -82,6 +82,20 @@ def test_the_mixed_loss_equals_the_naive_one(served, encoding):
 
 
 @one_pair
+@pytest.mark.parametrize("top_k", [1, 8])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_few_kept_ids_and_the_tail_are_the_naive_buckets(served, temperature, divergence, top_k):
+    config = LossConfig(alpha=1.0, temperature=temperature, divergence=divergence)
+    batch = parity.noised_batch(served.pair, None, target_spec("hidden"))
+    few = served.loss(config, "top_k", top_k=top_k)
+    expected = parity.naive(served.pair, batch, config, top_k=top_k)
+    # One id tells little, so that its loss is a small difference of terms as large as the whole's.
+    assert abs(few.loss - expected.loss) < TOLERANCE * served.reference(config).loss
+    assert parity.relative_errors(few, expected).gradient < TOLERANCE
+
+
+@one_pair
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_top_k_rises_to_the_dense_divergence_as_more_ids_are_kept(served, temperature, divergence):

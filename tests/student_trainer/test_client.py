@@ -16,7 +16,8 @@ from masked_diffusion.families import Denoiser
 from masked_diffusion.samplers import SamplerConfig
 from protos import codec, errors
 from student_trainer import wire
-from student_trainer.client import RetryPolicy, TeacherClient
+from student_trainer.client import TeacherClient
+from student_trainer.replicas import RetryPolicy
 from teacher_server.engine.sequence import Outcome
 from teacher_server.grpc_service import TeacherServicer
 from tests import tiny_models

@@ -9,7 +9,7 @@ from torch import Tensor
 from masked_diffusion.families import Denoiser
 from masked_diffusion.families.qwen2 import Qwen2
 
-WAIT_S = 60.0
+WAIT_S = 30.0
 
 
 class ControlledDenoiser(Qwen2):

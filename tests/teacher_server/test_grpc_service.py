@@ -568,7 +568,8 @@ def test_a_request_is_answered_alike_alone_and_among_twenty_others(
         others = [pool.submit(score, request) for request in scores]
         others += [pool.submit(sample, request) for request in mixed]
         together = [pool.submit(sample, request) for request in mine]
-        num_tokens = sum(calls.num_tokens(request) for request in (*scores, *mixed, *mine))
+        num_tokens = sum(calls.num_tokens(request) for request in scores)
+        num_tokens += sum(calls.num_tokens(request) for request in mixed + mine)
         wait_until(lambda: running.engine.load().num_queued_tokens == num_tokens)
         denoiser.allow()
         results = [future.result(calls.TIMEOUT_S) for future in together]

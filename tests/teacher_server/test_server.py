@@ -134,6 +134,10 @@ def test_a_terminated_server_finishes_its_streams_refuses_others_and_exits_with_
         gone.cancel()
         call = stub.SampleTrajectories(request)
         first = next(call)
+        # Its own memory, though a child inherits the peak of the process that started it.
+        peak_bytes = stub.GetLoad(pb.GetLoadRequest()).peak_rss_bytes
+        rss_bytes = psutil.Process(process.popen.pid).memory_info().rss
+        assert rss_bytes / 2 < peak_bytes < 3 * rss_bytes
         process.popen.send_signal(signal.SIGTERM)
         wait_until(lambda: stub.GetLoad(pb.GetLoadRequest()).draining)
         told = refusal(lambda: list(stub.ScoreStates(small)))
@@ -300,16 +304,18 @@ def test_a_stop_after_it_served_does_no_harm(tiny_denoiser: Denoiser) -> None:
 
 
 def test_nothing_is_left_of_a_server_that_could_not_start(tiny_denoiser: Denoiser) -> None:
-    num_threads = threading.active_count()
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        server = _make(tiny_denoiser, listen=f"127.0.0.1:{taken.getsockname()[1]}")
+        port = taken.getsockname()[1]
+        server = _make(tiny_denoiser, listen=f"127.0.0.1:{port}")
         with pytest.raises(OSError, match="is taken or cannot be bound"):
             asyncio.run(server.serve())
     broken = ControlledDenoiser(tiny_denoiser)
     broken.is_broken = True
     with pytest.raises(RuntimeError, match="out of order"):
-        asyncio.run(_make(broken).serve())
-    wait_until(lambda: threading.active_count() <= num_threads)
+        asyncio.run(_make(broken, listen=f"127.0.0.1:{port}").serve())
+    assert not any(thread.name == "engine" for thread in threading.enumerate())
+    with servers.serve(tiny_denoiser, listen=f"127.0.0.1:{port}"):
+        pass
 
 
 def test_two_servers_never_share_a_port_in_silence(tiny_denoiser: Denoiser) -> None:
