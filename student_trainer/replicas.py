@@ -122,10 +122,13 @@ class Replicas:
         hint_s = min(max(failure.retry_after_s or 0.0, 0.0), _MAX_RETRY_HINT_S)
         pause_s = max(hint_s, attempts.backoff_s * random.uniform(0.5, 1.5))
         attempts.backoff_s = min(attempts.backoff_s * 2, _MAX_BACKOFF_S)
+        now_s = time.monotonic()
         with self._lock:
             self._num_retries += 1
-            replica.penalty_until_s = time.monotonic() + replica.penalty_s
-            replica.penalty_s = min(replica.penalty_s * 2, _MAX_PENALTY_S)
+            # All calls in flight break together when a server dies: that is one failure.
+            if replica.penalty_until_s <= now_s:
+                replica.penalty_until_s = now_s + replica.penalty_s
+                replica.penalty_s = min(replica.penalty_s * 2, _MAX_PENALTY_S)
         logger.warning("retry in_s=%.1f reason=%s error=%r", pause_s, failure.reason, str(failure))
         if self._closed.wait(pause_s):
             raise failure

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -201,5 +200,7 @@ class Trainer:
 
 
 def _peak_rss_mib() -> float:
-    # Linux reports KiB.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not ru_maxrss: it survives exec, so a rank that a large process started would report that.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(line for line in lines if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) / 1024

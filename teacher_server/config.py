@@ -32,7 +32,8 @@ class EngineConfig:
     max_queue_tokens: int = 1_048_576
     """Tokens of all admitted rows; a request that does not fit is refused with a retry hint."""
     max_pending_output_bytes: int = 1_073_741_824
-    """Bytes of targets that all streams together may hold before new requests are refused."""
+    """Bytes of targets that all streams together may hold before new requests are refused; one
+    step makes no more than this either, but for a single row."""
     stream_window_bytes: int = 8_388_608
     """Bytes of targets that one stream may hold before its rows wait for the reader."""
     max_head_elements: int = 16_777_216

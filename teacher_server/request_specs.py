@@ -12,6 +12,7 @@ from protos import codec
 from protos import teacher_pb2 as pb
 from teacher_server import names
 from teacher_server.config import LimitsConfig
+from teacher_server.engine.encoder import TORCH_DTYPES
 from teacher_server.engine.sequence import Capture, TargetSpec
 from teacher_server.refusals import invalid
 
@@ -22,6 +23,7 @@ class SpecReader:
     def __init__(
         self, info: DenoiserInfo, limits: LimitsConfig, *, model_dtype: codec.ValueDtype
     ) -> None:
+        self._info = info
         self._limits = limits
         self._default_dtypes: dict[str, codec.ValueDtype] = {
             "hidden": model_dtype,
@@ -44,13 +46,33 @@ class SpecReader:
         top_p = message.top_p or 1.0
         if not 0 < top_p <= 1:
             raise invalid("targets.top_p", f"must be in (0, 1], or 0 for all, got {top_p}")
+        dtype, temperatures = self._dtype(message, encoding), self._temperatures(message)
         return TargetSpec(
             encoding=encoding,
-            dtype=self._dtype(message, encoding),
+            dtype=dtype,
             top_k=message.top_k,
             top_p=top_p,
-            temperatures=self._temperatures(message),
+            temperatures=temperatures,
+            bytes_per_position=self._bytes_per_position(
+                encoding, dtype, top_k=message.top_k, num_temperatures=len(temperatures)
+            ),
         )
+
+    def _bytes_per_position(
+        self,
+        encoding: names.EncodingName,
+        dtype: codec.ValueDtype,
+        *,
+        top_k: int,
+        num_temperatures: int,
+    ) -> int:
+        value_bytes = TORCH_DTYPES[dtype].itemsize
+        if encoding == "hidden":
+            return value_bytes * self._info.hidden_size
+        if encoding == "logits":
+            return value_bytes * self._info.vocab_size
+        # Ids, offsets, and a normaliser and a tail for each temperature are 4 bytes each.
+        return min(top_k, self._info.vocab_size) * (value_bytes + 4) + 4 + 8 * num_temperatures
 
     def _dtype(self, message: pb.TargetSpec, encoding: names.EncodingName) -> codec.ValueDtype:
         if not message.dtype:

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from masked_diffusion.families import DenoiserInfo
-from protos import codec, errors
+from protos import codec, errors, parts
 from protos import teacher_pb2 as pb
 from teacher_server.config import LimitsConfig
 from teacher_server.engine.sequence import Capture, Request, Row
 from teacher_server.engine.stream import OutputStream
-from teacher_server.refusals import check_count, check_name, shown
+from teacher_server.refusals import check_count, check_name, invalid, shown
 from teacher_server.request_arrays import ArrayReader
 from teacher_server.request_specs import SpecReader
 
@@ -50,15 +50,17 @@ class RequestParser:
             chosen = self._arrays.positions(message.positions, states, field="positions")
         request = self._request("score", message, stream, remaining_s)
         for index, ids in enumerate(states):
-            if chosen is None:
-                masked = np.flatnonzero(ids == self._info.mask_token_id)
-                self._arrays.check_predictable(masked, index, field="states.token_ids")
+            positions = chosen[index] if chosen is not None else None
+            if positions is None:
+                positions = np.flatnonzero(ids == self._info.mask_token_id)
+                self._arrays.check_predictable(positions, index, field="states.token_ids")
             row = Row(
                 request=request,
                 sequence_id=message.states.sequence_ids[index],
                 x_L=torch.from_numpy(ids.astype(np.int64)),
                 frozen_L=torch.zeros(len(ids), dtype=torch.bool),
-                positions_M=None if chosen is None else chosen[index],
+                positions_M=None if chosen is None else positions,
+                max_positions=len(positions),
             )
             _add(request, row)
         return request
@@ -83,9 +85,8 @@ class RequestParser:
         for index, ids in enumerate(starts):
             # P2 draws, and may mask again, whatever is not frozen.
             is_open = (ids == self._info.mask_token_id) | (request.sampler.algorithm == "p2")
-            self._arrays.check_predictable(
-                np.flatnonzero(is_open & ~frozen[index]), index, field="start_states.token_ids"
-            )
+            positions = np.flatnonzero(is_open & ~frozen[index])
+            self._arrays.check_predictable(positions, index, field="start_states.token_ids")
             row = Row(
                 request=request,
                 sequence_id=message.start_states.sequence_ids[index],
@@ -94,6 +95,7 @@ class RequestParser:
                 seed=message.seeds[index],
                 step=resumes[index].start_step,
                 num_steps=num_steps,
+                max_positions=len(positions),
                 unmask_steps_L=resumes[index].unmask_steps_L,
                 num_forwards=resumes[index].num_forwards,
                 last_collected_step=resumes[index].last_collected_step,
@@ -143,6 +145,13 @@ class RequestParser:
 
 
 def _add(request: Request, row: Row) -> None:
+    num_bytes = row.max_positions * request.targets.bytes_per_position
+    if num_bytes > parts.MAX_PAYLOAD_BYTES:
+        raise invalid(
+            "targets.encoding",
+            f"makes up to {num_bytes} bytes at the {row.max_positions} positions of sequence "
+            f"{row.sequence_id}, limit {parts.MAX_PAYLOAD_BYTES}; use HIDDEN or TOP_K",
+        )
     request.rows.append(row)
     request.num_rows += 1
     request.num_tokens += row.length

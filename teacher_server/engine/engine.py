@@ -171,7 +171,16 @@ class Engine:
             max_batch_tokens=self._config.max_batch_tokens,
             max_padding_fraction=self._config.max_padding_fraction,
         )
-        return batch[:1] if self._config.deterministic else batch
+        return batch[:1] if self._config.deterministic else self._fit_output(batch)
+
+    def _fit_output(self, batch: list[Row]) -> list[Row]:
+        """Cuts a batch whose targets alone outgrow what all streams may hold: LOGITS can."""
+        num_bytes = 0
+        for index, row in enumerate(batch):
+            num_bytes += row.max_step_bytes
+            if index and num_bytes > self._config.max_pending_output_bytes:
+                return batch[:index]
+        return batch
 
     def _run_step(self, batch: list[Row]) -> None:
         started_s = time.monotonic()

@@ -23,6 +23,8 @@ class TargetSpec:
     top_p: float = 1.0
     """Mass at which fewer are kept, for "top_k"."""
     temperatures: tuple[float, ...] = (1.0,)
+    bytes_per_position: int = 0
+    """Bytes that the distribution at one position takes, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +90,8 @@ class Row:
     num_steps: int = 1
     positions_M: np.ndarray | None = None
     """[M] int32 positions that carry targets; None = the masked ones."""
+    max_positions: int = 0
+    """Positions that carry targets at any step, at most."""
     unmask_steps_L: np.ndarray | None = None
     """[L] int32, -1 = given or still masked; None for a score."""
     num_forwards: int = 0
@@ -112,3 +116,8 @@ class Row:
         if self.request.kind == "score":
             return True
         return not self.state_is_collected and self.request.capture.covers(self.step)
+
+    @property
+    def max_step_bytes(self) -> int:
+        """Bytes of distributions that the present step returns, at most."""
+        return self.captures_now * self.max_positions * self.request.targets.bytes_per_position

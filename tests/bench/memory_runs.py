@@ -75,15 +75,20 @@ class _Runs:
 
 def measure(workload: Workload, *, num_steps: int) -> Peaks:
     """Runs the three side by side, beside the server."""
-    with _prepared(workload, num_steps=num_steps) as runs:
-        alone = runs.start("student_only", address=None)
-        holding = runs.start("in_process", address=_NO_ADDRESS, holds_teacher=True)
-        log_path = runs.folder / "teacher_server.log"
-        with TeacherProcess(
-            str(runs.teacher_path), log_path=log_path, extra_arguments=["--num-threads=1"]
-        ) as server:
-            remote = runs.start("remote", address=server.address)
-            answers = [child.answer(timeout_s=_TIMEOUT_S) for child in (alone, remote, holding)]
+    with _prepared(workload, num_steps=num_steps) as runs, contextlib.ExitStack() as stack:
+        alone = stack.enter_context(runs.start("student_only", address=None))
+        holding = stack.enter_context(
+            runs.start("in_process", address=_NO_ADDRESS, holds_teacher=True)
+        )
+        server = stack.enter_context(
+            TeacherProcess(
+                str(runs.teacher_path),
+                log_path=runs.folder / "teacher_server.log",
+                extra_arguments=["--num-threads=1"],
+            )
+        )
+        remote = stack.enter_context(runs.start("remote", address=server.address))
+        answers = [child.answer(timeout_s=_TIMEOUT_S) for child in (alone, remote, holding)]
         peaks = [int(answer["peak_rss_bytes"]) for answer in answers]
         return Peaks(
             student_only_bytes=peaks[0],

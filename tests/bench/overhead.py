@@ -13,8 +13,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tests.bench import memory_runs, processes
+from tests.bench import memory_runs
 from tests.bench.interleaved import Schedule
+from tests.bench.processes import Child
 from tests.bench.workload import Workload
 
 ENCODINGS = ("hidden", "top_k")
@@ -25,7 +26,7 @@ MIN_CPU_SHARE = 0.97
 """Below it the trainer's core was also at work for others."""
 QUICK = Schedule(num_warmup=1, num_rounds=40, budget_s=14.0)
 FULL = Schedule(num_warmup=3, num_rounds=80, budget_s=120.0)
-QUICK_MEMORY_STEPS = 3  # the optimizer's state is there from the second on
+QUICK_MEMORY_STEPS = 2  # the optimizer's state is there from the second on
 FULL_MEMORY_STEPS = 20
 WIDE_VOCABULARY = Workload(vocab_size=8192)
 _TIMEOUT_S = 900.0
@@ -101,15 +102,14 @@ def measure(workload: Workload, schedule: Schedule, *, num_memory_steps: int) ->
 def step_figures(workload: Workload, schedule: Schedule) -> StepFigures:
     """Times steps in a trainer of their own, against a server of its own."""
     targets = workload.instant_targets()
-    server = processes.serving("tests.bench.instant_server", dataclasses.asdict(targets))
-    with server as address:
+    with Child("tests.bench.instant_server", dataclasses.asdict(targets)) as server:
         argument = {
-            "address": address,
+            "address": server.first_line(),
             "workload": dataclasses.asdict(workload),
             "schedule": dataclasses.asdict(schedule),
         }
-        child = processes.Child("tests.bench.step_time", argument)
-        times = child.answer(timeout_s=_TIMEOUT_S)
+        with Child("tests.bench.step_time", argument) as trainer:
+            times = trainer.answer(timeout_s=_TIMEOUT_S)
     arms = times["arms"]
     encodings = {
         encoding: _encoding_figures(

@@ -5,9 +5,9 @@ import sys
 import pytest
 
 from tests.bench import __main__ as command_line
-from tests.bench import overhead, parity, processes
+from tests.bench import overhead, parity
 from tests.bench.interleaved import Schedule
-from tests.bench.processes import ROOT
+from tests.bench.processes import ROOT, Child
 from tests.bench.workload import Workload
 
 ENCODINGS = {"hidden", "logits", "top_k"}
@@ -53,11 +53,9 @@ def test_an_unknown_bench_is_told_the_known_ones(capsys):
 
 
 def test_a_child_that_fails_is_an_error_with_its_last_words():
-    with (
-        pytest.raises(RuntimeError, match=r"(?s)instant_server ended with code 1:.*top_k"),
-        processes.serving("tests.bench.instant_server", {}),
-    ):
-        pass
+    words = r"(?s)instant_server ended with code 1:.*top_k"
+    with Child("tests.bench.instant_server", {}) as child, pytest.raises(RuntimeError, match=words):
+        child.first_line()
 
 
 @pytest.mark.slow

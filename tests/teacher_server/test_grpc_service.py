@@ -611,6 +611,23 @@ def test_a_deterministic_server_gives_the_same_bytes_alone_and_among_others(
     assert alone.trajectories == together.trajectories
 
 
+def test_a_stream_whose_window_holds_one_record_goes_on_as_it_is_read(
+    tiny_denoiser: Denoiser,
+) -> None:
+    request = calls.trajectory_request(
+        _ragged(tiny_denoiser), sampler=_sampler("p2"), capture=EVERY_STEP
+    )
+    with (
+        servers.serve(tiny_denoiser, stream_window_bytes=1) as running,
+        connect(running.address) as stub,
+    ):
+        narrow = collect(stub.SampleTrajectories(request, timeout=calls.TIMEOUT_S))
+    with servers.serve(tiny_denoiser) as running, connect(running.address) as stub:
+        wide = collect(stub.SampleTrajectories(request, timeout=calls.TIMEOUT_S))
+    assert narrow.trajectories == wide.trajectories
+    assert len(narrow.targets) == len(wide.targets)
+
+
 # Callers that leave, wait too long, or come too many.
 
 

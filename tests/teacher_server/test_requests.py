@@ -7,8 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from masked_diffusion.families import Denoiser
+from protos import codec, parts
 from protos import teacher_pb2 as pb
+from teacher_server.config import LimitsConfig
 from teacher_server.engine.sequence import Outcome
+from teacher_server.request_specs import SpecReader
 from tests import servers
 from tests.teacher_server import calls
 from tests.teacher_server.calls import Refusal, collect, connect, refusal
@@ -507,6 +510,54 @@ def test_p2_refuses_to_draw_position_0_of_a_shifted_teacher_again(
             assert len(send(request).trajectories) == 1
 
 
+@pytest.mark.parametrize("kind", ["score", "trajectory"])
+def test_a_record_larger_than_a_client_reads_is_refused(
+    kind: str, send: Stub, tiny_denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 3 chosen positions, and 5 masked ones, of 300 ids of 4 bytes.
+    request = _score(tiny_denoiser) if kind == "score" else _trajectory(tiny_denoiser)
+    request.targets.encoding = pb.ENCODING_LOGITS
+    request.targets.dtype = pb.VALUE_DTYPE_F32
+    num_bytes = (3 if kind == "score" else 5) * 300 * 4
+    monkeypatch.setattr(parts, "MAX_PAYLOAD_BYTES", num_bytes - 1)
+    told = refusal(send, request)
+    _invalid(told, "targets.encoding", f"{num_bytes} bytes", "use HIDDEN or TOP_K")
+    monkeypatch.setattr(parts, "MAX_PAYLOAD_BYTES", num_bytes)
+    send(request)
+
+
+@pytest.mark.parametrize(
+    ("targets", "atol_bytes"),
+    [
+        (pb.TargetSpec(encoding=pb.ENCODING_HIDDEN, dtype=pb.VALUE_DTYPE_BF16), 0),
+        (pb.TargetSpec(encoding=pb.ENCODING_LOGITS, dtype=pb.VALUE_DTYPE_F16), 0),
+        (pb.TargetSpec(encoding=pb.ENCODING_TOP_K, top_k=5, temperatures=[1.0, 2.0]), 8),
+        (pb.TargetSpec(encoding=pb.ENCODING_TOP_K, top_k=4000), 10_000),
+    ],
+)
+def test_the_bytes_of_a_record_are_known_before_it_is_made(
+    targets: pb.TargetSpec, atol_bytes: int, send: Stub, tiny_denoiser: Denoiser
+) -> None:
+    """At most so many, and not many fewer: offsets start with a 0, the mask id is never kept."""
+    reader = SpecReader(tiny_denoiser.info, LimitsConfig(), model_dtype="f32")
+    (state, _) = _states(tiny_denoiser)
+    (record,) = send(calls.score_request([state], targets=targets)).targets
+    distribution = record.distribution
+    if isinstance(distribution, codec.TopK):
+        arrays = [
+            distribution.row_offsets[1:],
+            distribution.token_ids,
+            distribution.log_probs.data,
+            distribution.log_normalizers,
+            distribution.tail_log_masses,
+        ]
+    else:
+        arrays = [distribution.values.data]
+    num_bytes = sum(array.nbytes for array in arrays)
+    expected = reader.targets(targets).bytes_per_position * len(record.positions)
+    assert expected - atol_bytes <= num_bytes <= expected
+
+
 NOT_OFFERED = {
     "ENCODING_SAMPLED": (_set("targets.encoding", pb.ENCODING_SAMPLED), "targets.encoding"),
     "ENCODING_GATHER": (_set("targets.encoding", pb.ENCODING_GATHER), "targets.encoding"),
@@ -676,7 +727,7 @@ CLEAN = {
 }
 
 
-@settings(max_examples=250)
+@settings(max_examples=150)
 @given(data=st.data(), is_score=st.booleans())
 def test_any_request_ends_well_or_in_a_clean_refusal(
     data: st.DataObject,

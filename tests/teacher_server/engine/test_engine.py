@@ -251,6 +251,18 @@ def test_a_small_client_is_done_before_a_large_one_that_came_first(
         assert len(run.read(many)[0]) == 60
 
 
+def test_clients_take_turns_where_a_forward_holds_one_row(denoiser: ControlledDenoiser) -> None:
+    with run_engine(denoiser, max_batch_tokens=LENGTH) as run:
+        _holding(denoiser, run)
+        one = run.score(_states(denoiser, 20), client_id="one")
+        two = run.score(_states(denoiser, 20), client_id="two")
+        denoiser.allow(11)
+        denoiser.wait_held()
+        assert len(one.rows) == len(two.rows) == 15
+        denoiser.allow()
+        assert len(run.read(one)[0]) == len(run.read(two)[0]) == 20
+
+
 def test_a_client_that_comes_back_does_not_push_the_others_out(
     denoiser: ControlledDenoiser,
 ) -> None:
@@ -299,6 +311,21 @@ def test_requests_are_refused_while_the_queue_is_full(denoiser: ControlledDenois
         run.read(waiting)
         run.assert_nothing_is_left()
         run.read(run.score(_states(denoiser, 5)))
+
+
+def test_a_step_makes_no_more_targets_than_all_streams_may_hold(
+    denoiser: ControlledDenoiser,
+) -> None:
+    # 8 masked positions of 300 ids of 4 bytes: three rows are 28,800 bytes.
+    targets = pb.TargetSpec(encoding=pb.ENCODING_LOGITS)
+    with run_engine(denoiser, max_pending_output_bytes=30_000) as run:
+        _holding(denoiser, run)
+        many = run.score(_states(denoiser, 7), targets=targets)
+        denoiser.allow()
+        assert len(run.read(many)[0]) == 7
+        assert [len(batch) for batch in denoiser.batches] == [1, 3, 3, 1]
+    with run_engine(denoiser, max_pending_output_bytes=1) as run:
+        assert len(run.read(run.score(_states(denoiser, 1), targets=targets))[0]) == 1
 
 
 def test_a_deterministic_engine_runs_one_row_a_step_and_keeps_every_bit(

@@ -290,8 +290,10 @@ def test_a_frozen_mask_stays_and_carries_no_targets(bench: _Bench) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("capture", ["every step", "every third", "listed"])
-@pytest.mark.parametrize("from_beginning", [False, True])
+@pytest.mark.parametrize(
+    ("capture", "from_beginning"),
+    [("every step", False), ("every third", False), ("listed", True)],
+)
 def test_a_resumed_trajectory_gives_exactly_what_is_left(
     algorithm: str, capture: str, from_beginning: bool, bench: _Bench
 ) -> None:
