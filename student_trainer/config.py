@@ -32,10 +32,11 @@ class ModelConfig:
     model_path: str | None = None
     """Folder or hub id of a checkpoint that the student starts from, weights and all."""
     config_path: str | None = None
-    """Folder or JSON file of the configuration of a student with random weights."""
+    """Folder, hub id or JSON file of the configuration of a new student; its weights are random unless
+    distill.init_student_from_teacher is true."""
     config_overrides: dict[str, Scalar] = field(default_factory=dict)
     """Fields to change in that configuration (or the teacher's), such as
-    {"num_hidden_layers": 4}."""
+    {"num_hidden_layers": 4}. Refused with model_path."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,10 +44,11 @@ class DataConfig:
     """What is read."""
 
     train_path: str = ""
-    """Files or folders, separated by commas: .jsonl, .json, .parquet, or plain text."""
+    """Files or folders, separated by commas: .jsonl, .json or .parquet (needs pyarrow) rows, .txt and
+    .py one document a file; any other file in a folder is refused."""
     text_keys: list[str] = field(default_factory=lambda: ["text"])
-    """Keys of a row's text, separated by commas; two keys are a prompt, which is never masked, and
-    its answer."""
+    """Keys of a row's text, separated by commas: one, or two of which the first present is taken;
+    exactly prompt,answer reads both, and the prompt is never masked."""
     max_seq_len: int = 512
     """Tokens of a sequence; longer documents are cut into several."""
     min_chunk_tokens: int = 16
@@ -104,7 +106,7 @@ class TrainConfig:
     enable_mixed_precision: bool = False
     """Compute in bfloat16 over float32 weights (torch.autocast)."""
     seed: int = 42
-    """Keys the initial weights, the order of the data and every mask."""
+    """Keys the initial weights, the order of the data, every mask and the teacher's draws."""
     log_every_n_steps: int = 10
     """Steps between lines of progress where the output is no terminal."""
     ckpt_manager: Literal["dcp", "none"] = "dcp"
@@ -182,7 +184,7 @@ class DistillConfig:
     """trajectory: steps i with i % n == 0 are collected."""
     states_per_trajectory: int = 2
     """trajectory: collected states trained on, drawn from each trajectory, since neighbours are
-    nearly the same sample; 0 = all, as the original does."""
+    nearly the same sample; 0 = all."""
     prompt_fraction: float = 0.25
     """trajectory: leading share of a sequence that is given; the rest is masked at the start."""
     diffusion_sampling_alg: Algorithm = "p2"

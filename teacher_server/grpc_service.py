@@ -74,7 +74,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
                 max_sequences=self._limits.max_sequences,
                 max_tokens=self._limits.max_tokens,
                 max_num_steps=self._limits.max_num_steps,
-                max_top_k=self._parser.max_top_k,
+                max_top_k=self._limits.max_top_k,
                 max_temperatures=self._limits.max_temperatures,
                 stream_window_bytes=self._window_bytes,
             ),

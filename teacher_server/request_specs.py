@@ -30,8 +30,6 @@ class SpecReader:
             "top_k": "f16",
             "logits": "f32",
         }
-        self.max_top_k = max(limits.max_top_k, info.padded_vocab_size)
-        """Ids that TOP_K may keep: a small vocabulary may always be asked for whole."""
 
     def targets(self, message: pb.TargetSpec) -> TargetSpec:
         """How targets are written."""
@@ -41,8 +39,10 @@ class SpecReader:
             enum=pb.Encoding,
             field="targets.encoding",
         )
-        if encoding == "top_k" and not 1 <= message.top_k <= self.max_top_k:
-            raise invalid("targets.top_k", f"must be in [1, {self.max_top_k}], got {message.top_k}")
+        if encoding == "top_k" and not 1 <= message.top_k <= self._limits.max_top_k:
+            raise invalid(
+                "targets.top_k", f"must be in [1, {self._limits.max_top_k}], got {message.top_k}"
+            )
         top_p = message.top_p or 1.0
         if not 0 < top_p <= 1:
             raise invalid("targets.top_p", f"must be in (0, 1], or 0 for all, got {top_p}")

@@ -34,11 +34,6 @@ class RequestParser:
         self._arrays = ArrayReader(info, limits)
         self._specs = SpecReader(info, limits, model_dtype=model_dtype)
 
-    @property
-    def max_top_k(self) -> int:
-        """Ids that TOP_K may keep a position."""
-        return self._specs.max_top_k
-
     def score(
         self, message: pb.ScoreStatesRequest, stream: OutputStream, *, remaining_s: float | None
     ) -> Request:
