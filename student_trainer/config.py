@@ -32,8 +32,8 @@ class ModelConfig:
     model_path: str | None = None
     """Folder or hub id of a checkpoint that the student starts from, weights and all."""
     config_path: str | None = None
-    """Folder, hub id or JSON file of the configuration of a new student; its weights are random unless
-    distill.init_student_from_teacher is true."""
+    """Folder, hub id or JSON file of the configuration of a new student; its weights are random
+    unless distill.init_student_from_teacher is true."""
     config_overrides: dict[str, Scalar] = field(default_factory=dict)
     """Fields to change in that configuration (or the teacher's), such as
     {"num_hidden_layers": 4}. Refused with model_path."""
@@ -44,8 +44,8 @@ class DataConfig:
     """What is read."""
 
     train_path: str = ""
-    """Files or folders, separated by commas: .jsonl, .json or .parquet (needs pyarrow) rows, .txt and
-    .py one document a file; any other file in a folder is refused."""
+    """Files or folders, separated by commas: .jsonl, .json or .parquet (needs pyarrow) rows, .txt
+    and .py one document a file; any other file in a folder is refused."""
     text_keys: list[str] = field(default_factory=lambda: ["text"])
     """Keys of a row's text, separated by commas: one, or two of which the first present is taken;
     exactly prompt,answer reads both, and the prompt is never masked."""
@@ -158,7 +158,8 @@ class DistillConfig:
     """HOST:PORT of a teacher-server, or several with commas that serve the same weights."""
     teacher_model_path: str | None = None
     """Teacher checkpoint. Without an address, a local teacher-server is started for it as a child
-    of each node's first rank; it is also read where the student starts from the teacher."""
+    of each node's first rank. Its configuration and tokenizer are read where the student has none
+    of its own, its weights where the student starts from them."""
     init_student_from_teacher: bool | None = None
     """Copy the teacher's weights into the student (all, or evenly spaced layers for a shallower
     one). None = yes where model.model_path and model.config_path are both empty."""
@@ -190,7 +191,8 @@ class DistillConfig:
     diffusion_sampling_alg: Algorithm = "p2"
     """trajectory: the rule by which the teacher picks what to unmask."""
     diffusion_temperature: float = 0.7
-    """trajectory: temperature of the token draw. Targets are never tempered by it."""
+    """trajectory: temperature of the token draw, 0 or at least 1e-6. Targets are never tempered by
+    it."""
     diffusion_top_k: int = 200
     """trajectory: ids kept for the token draw; 0 = all."""
     diffusion_alg_temp: float = 0.5
@@ -201,7 +203,8 @@ class DistillConfig:
     top_k: int = 64
     """top_k encoding: ids kept a position."""
     value_dtype: Literal["auto", "f32", "f16", "bf16"] = "auto"
-    """Number format of targets; auto = the teacher's own, f16 for top_k, f32 for logits."""
+    """Number format of targets; auto = the teacher's own, f16 for top_k, f32 for logits. bf16 is for
+    hidden alone."""
     prefetch_window: int = 4
     """Micro-batches asked for ahead of the one being trained on, a rank."""
     teacher_timeout_s: float = 120.0
@@ -239,6 +242,12 @@ class DistillConfig:
         _require_at_least(1, "distill", self, *counts)
         sampling = ("diffusion_temperature", "diffusion_top_k", "diffusion_alg_temp")
         _require_at_least(0, "distill", self, "states_per_trajectory", *sampling)
+        _require(
+            self.value_dtype != "bf16" or self.encoding == "hidden",
+            "distill.value_dtype",
+            self.value_dtype,
+            f"f16 or f32 with distill.encoding={self.encoding}",
+        )
         if self.distillation_alpha > 0 and not (self.teacher_address or self.teacher_model_path):
             raise ValueError(
                 f"distill.distillation_alpha is {self.distillation_alpha} but no teacher is given: "
