@@ -145,7 +145,7 @@ class Schedule:
     """Rounds at most."""
     budget_s: float
     """After this time no further round begins."""
-    min_rounds: int = 3
+    min_rounds: int = 5
 
     @property
     def num_steps(self) -> int:
