@@ -55,14 +55,16 @@ class BatchPlan:
         return [int(self._order(epoch)[place]) for epoch, place in places]
 
     def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
+        order = self._orders.get(epoch)
+        if order is None:
             # A batch spans few epochs and steps go forward, so the latest order is enough; a
             # dataset smaller than the batch only computes tiny ones again.
             self._orders.clear()
             key = np.random.SeedSequence(entropy=self.seed, spawn_key=(epoch,))
             generator = np.random.Generator(np.random.Philox(key))
-            self._orders[epoch] = generator.permutation(self.dataset_size)
-        return self._orders[epoch]
+            order = generator.permutation(self.dataset_size)
+            self._orders[epoch] = order
+        return order
 
 
 def rank_slice(global_batch_size: int, *, rank: int, world_size: int) -> slice:

@@ -1,9 +1,10 @@
 """Checkpoints of a run in torch's distributed format: model, optimizer, step."""
 
 import contextlib
+import json
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,25 @@ from torch.optim import Optimizer
 from student_trainer.parallel import Parallel
 
 _MODEL_KEY, _STEP_KEY = "model", "step"
+_FACTS_FILE = "run_facts.json"
 
 
 def save_checkpoint(
-    folder: Path, module: nn.Module, optimizer: Optimizer, *, step: int, parallel: Parallel
+    folder: Path,
+    module: nn.Module,
+    optimizer: Optimizer,
+    *,
+    step: int,
+    parallel: Parallel,
+    facts: Mapping[str, int | str],
 ) -> None:
     """Writes a checkpoint under a temporary name and renames it, so it is whole or not there.
 
-    The order of the data, the masks and the learning rate are functions of the step, so the step
-    is all there is to keep of them.
+    The order of the data and the masks are functions of the step and of `facts`, so these are all
+    there is to keep of them.
+
+    Args:
+        facts: what a run that goes on from here must share; compared by `load_checkpoint`.
     """
     scratch = folder.with_name(f".{folder.name}.partial")
     if parallel.is_main:
@@ -37,22 +48,33 @@ def save_checkpoint(
         dcp.save(state, checkpoint_id=scratch)
     _barrier()
     if parallel.is_main:
+        (scratch / _FACTS_FILE).write_text(json.dumps(dict(facts), indent=2), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
     _barrier()
 
 
-def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer) -> int:
+def load_checkpoint(
+    folder: Path, module: nn.Module, optimizer: Optimizer, *, facts: Mapping[str, int | str]
+) -> int:
     """Restores model and optimizer; returns the number of steps done.
 
     Raises:
-        ValueError: there is no checkpoint, or it is of another model.
+        ValueError: there is no checkpoint, or it is of another model, data, batch or teacher.
     """
     if not (folder / ".metadata").is_file():
         raise ValueError(
             f"train.load_checkpoint_path {str(folder)!r} holds no checkpoint (no .metadata); "
             "name a folder such as output_dir/checkpoints/step-100"
         )
+    saved_facts = json.loads((folder / _FACTS_FILE).read_text(encoding="utf-8"))
+    for name in saved_facts.keys() & facts.keys():
+        if saved_facts[name] != facts[name]:
+            raise _misfit(
+                folder,
+                f"{name} was {saved_facts[name]} and is {facts[name]} now, so the run would not go "
+                "on with the same batches and targets",
+            )
     model_state, optimizer_state = get_state_dict(module, optimizer)
     # torch reads what is asked for and does not mind what else is there, such as more layers.
     saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
@@ -74,9 +96,7 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer) -> in
 
 
 def _misfit(folder: Path, reason: str) -> ValueError:
-    return ValueError(
-        f"train.load_checkpoint_path {str(folder)!r} does not fit this student: {reason}"
-    )
+    return ValueError(f"train.load_checkpoint_path {str(folder)!r} does not fit this run: {reason}")
 
 
 @contextlib.contextmanager

@@ -156,7 +156,7 @@ class TeacherClient:
         capture: wire.CaptureSpec,
         targets: wire.TargetSpec,
         frozen: Sequence[np.ndarray] | None = None,
-    ) -> Iterator[codec.StepTargets | wire.Trajectory]:
+    ) -> Generator[codec.StepTargets | wire.Trajectory]:
         """Trajectories from start states: records of captured steps, then each one's end.
 
         Args:

@@ -104,7 +104,8 @@ class TrainConfig:
     t_max: float = 0.998
     """Largest mask probability t drawn."""
     enable_mixed_precision: bool = False
-    """Compute in bfloat16 over float32 weights (torch.autocast)."""
+    """Compute in bfloat16 over float32 weights (torch.autocast); the head's product, which the
+    loss is most sensitive to, stays in float32."""
     seed: int = 42
     """Keys the initial weights, the order of the data, every mask and the teacher's draws."""
     log_every_n_steps: int = 10
@@ -203,8 +204,8 @@ class DistillConfig:
     top_k: int = 64
     """top_k encoding: ids kept a position."""
     value_dtype: Literal["auto", "f32", "f16", "bf16"] = "auto"
-    """Number format of targets; auto = the teacher's own, f16 for top_k, f32 for logits. bf16 is for
-    hidden alone."""
+    """Number format of targets; auto = the teacher's own, f16 for top_k, f32 for logits. bf16 is
+    for hidden alone."""
     prefetch_window: int = 4
     """Micro-batches asked for ahead of the one being trained on, a rank."""
     teacher_timeout_s: float = 120.0
@@ -242,6 +243,12 @@ class DistillConfig:
         _require_at_least(1, "distill", self, *counts)
         sampling = ("diffusion_temperature", "diffusion_top_k", "diffusion_alg_temp")
         _require_at_least(0, "distill", self, "states_per_trajectory", *sampling)
+        _require(
+            self.state_source == "noised" or self.distillation_alpha > 0,
+            "distill.state_source",
+            self.state_source,
+            "noised with distill.distillation_alpha=0: trajectories are the teacher's",
+        )
         _require(
             self.value_dtype != "bf16" or self.encoding == "hidden",
             "distill.value_dtype",

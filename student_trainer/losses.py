@@ -144,15 +144,15 @@ class _Batch:
         ce_sum = kd_sum = logits_MV.new_zeros(())
         log_probs_MV = None
         if self.labels_M is not None:
+            log_probs_MV = torch.log_softmax(logits_MV, dim=-1)
             # Where only the teacher's term is trained, the cross-entropy is reported: no graph.
-            ce_logits_MV = logits_MV.detach() if alpha == 1.0 else logits_MV
-            log_probs_MV = torch.log_softmax(ce_logits_MV, dim=-1)
-            ce_M, known_M = _cross_entropy(log_probs_MV, self.labels_M[rows])
+            reported_MV = log_probs_MV.detach() if alpha == 1.0 else log_probs_MV
+            ce_M, known_M = _cross_entropy(reported_MV, self.labels_M[rows])
             if self.config.weighting == "path":
                 weights_M = weights_M * (1.0 + known_M * torch.exp(-ce_M.detach()))
             ce_sum = (weights_M * ce_M).sum()
         if self.targets is not None:
-            if log_probs_MV is None or temperature != 1.0 or alpha == 1.0:
+            if log_probs_MV is None or temperature != 1.0:
                 log_probs_MV = torch.log_softmax(logits_MV / temperature, dim=-1)
             divergence_M = self._divergence(self.targets, log_probs_MV, rows)
             kd_sum = (weights_M * divergence_M).sum() * temperature**2

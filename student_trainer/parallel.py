@@ -23,7 +23,6 @@ class Parallel:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    local_world_size: int = 1
     device: torch.device
 
     @property
@@ -57,7 +56,9 @@ class Parallel:
         if self.world_size == 1:
             return module
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            module, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
 
     @contextlib.contextmanager
     def accumulate(self, module: nn.Module, *, is_last: bool) -> Iterator[None]:
@@ -88,7 +89,6 @@ def start_parallel() -> Iterator[Parallel]:
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
             local_rank=local_rank,
-            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
             device=device,
         )
     finally:

@@ -218,7 +218,7 @@ class TrajectoryStates:
         rows = {sequence_id: row for row, sequence_id in enumerate(sequence_ids)}
         size = self.reader.micro_batch_size
         return [
-            self._batch(records[first : first + size], rows, batch, maskable_BL)
+            self._batch(records[first : first + size], rows, batch, start_BL)
             for first in range(0, len(records), size)
         ]
 
@@ -253,7 +253,7 @@ class TrajectoryStates:
         records: Sequence[codec.StepTargets],
         rows: dict[int, int],
         batch: SequenceBatch,
-        maskable_BL: Tensor,
+        start_BL: Tensor,
     ) -> StateBatch:
         xt_BL, lengths_B = pad_states(records)
         loss_BL = torch.zeros(xt_BL.shape, dtype=torch.bool)
@@ -269,7 +269,7 @@ class TrajectoryStates:
             loss_BL=loss_BL,
             labels_M=torch.cat(labels),
             t_B=torch.tensor([record.time for record in records]),
-            num_maskable_B=maskable_BL[origin].sum(-1),
+            num_maskable_B=start_BL[origin].sum(-1),
             targets=self.teacher.to_loss_targets(records),
         )
 
@@ -283,11 +283,10 @@ def unpad(rows_BL: Tensor, lengths_B: Tensor) -> list[np.ndarray]:
 
 def pad_states(records: Sequence[codec.StepTargets]) -> tuple[Tensor, Tensor]:
     """The states of records as [B, L] int64, right padded with 0, and their lengths."""
-    states = [
-        torch.from_numpy(record.state.astype(np.int64))
-        for record in records
-        if record.state is not None
-    ]
+    states = []
+    for record in records:
+        assert record.state is not None
+        states.append(torch.from_numpy(record.state.astype(np.int64)))
     lengths_B = torch.tensor([len(state) for state in states])
     return torch.nn.utils.rnn.pad_sequence(states, batch_first=True), lengths_B
 

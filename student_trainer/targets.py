@@ -1,5 +1,6 @@
 """Where targets come from: one protocol, and the teacher across the network behind it."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -123,7 +124,17 @@ class RemoteTeacher:
             targets=self._spec,
             frozen=frozen,
         )
-        records = [item for item in items if isinstance(item, codec.StepTargets)]
+        records = []
+        wanted = set(sequence_ids)
+        with contextlib.closing(items):
+            for item in items:
+                if isinstance(item, codec.StepTargets):
+                    records.append(item)
+                # The rest of a trajectory is of no use: leaving early frees its rows.
+                if not isinstance(item, codec.StepTargets) or item.step >= max(steps):
+                    wanted.discard(item.sequence_id)
+                if not wanted:
+                    break
         place = {sequence_id: index for index, sequence_id in enumerate(sequence_ids)}
         return sorted(records, key=lambda record: (place[record.sequence_id], record.step))
 

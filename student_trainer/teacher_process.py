@@ -63,7 +63,7 @@ class TeacherProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=os.environ | channel.MALLOC_ENVIRONMENT,
+                env=_environment(),
                 # Ctrl-C goes to the trainer, which stops the server when it is done with it.
                 start_new_session=True,
             )
@@ -117,3 +117,10 @@ class TeacherProcess:
             process.kill()
             process.wait()
         process.stdout.close()
+
+
+def _environment() -> dict[str, str]:
+    """Ours without what torchrun set for its ranks: the server is none of them."""
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kept = {name: value for name, value in os.environ.items() if name not in ranks}
+    return kept | channel.MALLOC_ENVIRONMENT

@@ -4,12 +4,15 @@ Exit codes: 0 done, 1 failed, 2 misused.
 """
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from masked_diffusion.families import Denoiser
 from protos import errors
@@ -37,6 +40,9 @@ from student_trainer.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
+# Whatever a checkpoint was saved in: in bfloat16, updates below 2^-9 of a weight are lost.
+_WEIGHT_DTYPE = torch.float32
+
 EXIT_FAILED = 1
 EXIT_MISUSED = 2
 
@@ -51,15 +57,19 @@ def run(config: Config, parallel: Parallel) -> None:
         (output_dir / "config.yaml").write_text(config_file.to_yaml(config), encoding="utf-8")
     with contextlib.ExitStack() as stack:
         teacher = _connect(config, parallel, stack)
-        denoiser = build_student(spec, device=parallel.device, dtype=None)
+        denoiser = build_student(spec, device=parallel.device, dtype=_WEIGHT_DTYPE)
         if teacher is not None:
             _check_fits(denoiser, teacher, config)
-        reader = _reader(config, denoiser, parallel, global_batch_size=global_batch_size)
+        reader = _reader(
+            config, denoiser, parallel, teacher=teacher, global_batch_size=global_batch_size
+        )
         source = _source(config, reader, teacher)
         num_steps = config.train.max_steps or math.ceil(
             config.train.num_train_epochs * len(reader.dataset) / reader.plan.global_batch_size
         )
-        trainer = Trainer(config, denoiser, parallel, num_steps=num_steps)
+        trainer = Trainer(
+            config, denoiser, parallel, num_steps=num_steps, facts=_facts(reader, teacher)
+        )
         _announce(denoiser, reader, teacher, num_steps, parallel)
         prefetcher: Prefetcher[MicroStep, list[StateBatch]] = Prefetcher(
             reader.micro_steps(trainer.first_step, num_steps),
@@ -189,13 +199,17 @@ def _check_fits(denoiser: Denoiser, teacher: RemoteTeacher, config: Config) -> N
             f"data.max_seq_len is {config.data.max_seq_len}, the teacher's maximum is "
             f"{description.max_length}; lower data.max_seq_len"
         )
-    if description.num_invalid_leading_positions > denoiser.info.num_invalid_leading_positions:
-        bos = denoiser.info.bos_token_id
-        if bos is None:
-            raise ValueError(
-                "the teacher cannot predict a sequence's first token, and the tokenizer has no "
-                "start token (bos_token) to put there; set tokenizer.bos_token"
-            )
+    num_tokens = config.train.micro_batch_size * config.data.max_seq_len
+    if num_tokens > description.max_tokens:
+        raise ValueError(
+            f"train.micro_batch_size times data.max_seq_len is {num_tokens} tokens, the teacher "
+            f"takes {description.max_tokens} a request; lower train.micro_batch_size"
+        )
+    if config.train.micro_batch_size > description.max_sequences:
+        raise ValueError(
+            f"train.micro_batch_size is {config.train.micro_batch_size}, the teacher takes "
+            f"{description.max_sequences} sequences a request; lower it"
+        )
     algorithm = config.distill.diffusion_sampling_alg
     if config.distill.state_source == "trajectory" and algorithm not in description.algorithms:
         raise ValueError(
@@ -205,7 +219,12 @@ def _check_fits(denoiser: Denoiser, teacher: RemoteTeacher, config: Config) -> N
 
 
 def _reader(
-    config: Config, denoiser: Denoiser, parallel: Parallel, *, global_batch_size: int
+    config: Config,
+    denoiser: Denoiser,
+    parallel: Parallel,
+    *,
+    teacher: RemoteTeacher | None,
+    global_batch_size: int,
 ) -> BatchReader:
     if denoiser.tokenizer is None:
         raise ValueError(
@@ -236,8 +255,30 @@ def _reader(
         micro_batch_size=config.train.micro_batch_size,
         rank=parallel.rank,
         world_size=parallel.world_size,
-        info=denoiser.info,
+        info=denoiser.info
+        if teacher is None
+        # What the teacher cannot predict carries no targets, whatever the student can.
+        else dataclasses.replace(
+            denoiser.info,
+            num_invalid_leading_positions=max(
+                denoiser.info.num_invalid_leading_positions,
+                teacher.description.num_invalid_leading_positions,
+            ),
+        ),
     )
+
+
+def _facts(reader: BatchReader, teacher: RemoteTeacher | None) -> dict[str, int | str]:
+    """What decides a run's batches and targets beside the step."""
+    facts: dict[str, int | str] = {
+        "global_batch_size": reader.plan.global_batch_size,
+        "seed": reader.plan.seed,
+        "num_sequences": len(reader.dataset),
+        "num_data_tokens": len(reader.dataset.token_ids),
+    }
+    if teacher is not None:
+        facts["teacher_revision"] = teacher.description.revision
+    return facts
 
 
 def _source(config: Config, reader: BatchReader, teacher: RemoteTeacher | None) -> StateSource:
@@ -290,7 +331,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if arguments else EXIT_MISUSED
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(
-        level="WARNING" if rank else os.environ.get("LOG_LEVEL", "INFO"),
+        # Ranks beside the first are quiet unless a level is asked for.
+        level=os.environ.get("LOG_LEVEL", "WARNING" if rank else "INFO"),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
         stream=sys.stderr,
     )

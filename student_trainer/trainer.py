@@ -2,8 +2,9 @@
 
 import dataclasses
 import logging
+import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -31,11 +32,12 @@ _ROUNDING_KD_NATS = 1e-3
 
 @dataclasses.dataclass(slots=True)
 class _Sums:
-    """One rank's sums over the batches of a step; losses are already globally normalised."""
+    """One rank's sums over the batches of a step."""
 
     loss: float = 0.0
     ce: float = 0.0
     kd: float = 0.0
+    normalizer: float = 0.0
     num_masked: float = 0.0
     num_tokens: float = 0.0
     wait_s: float = 0.0
@@ -47,12 +49,27 @@ class Trainer:
     """Trains a student on states that arrive; knows nothing of where they come from."""
 
     def __init__(
-        self, config: Config, denoiser: Denoiser, parallel: Parallel, *, num_steps: int
+        self,
+        config: Config,
+        denoiser: Denoiser,
+        parallel: Parallel,
+        *,
+        num_steps: int,
+        facts: Mapping[str, int | str] | None = None,
     ) -> None:
+        """Restores the checkpoint that the configuration names, if it does.
+
+        Args:
+            facts: what a resumed run must share with the one it goes on from.
+
+        Raises:
+            ValueError: there is no such checkpoint, or it is of another run.
+        """
         self._config = config
         self._denoiser = denoiser
         self._parallel = parallel
         self._num_steps = num_steps
+        self._facts = dict(facts or {})
         self._objective = DistillationObjective(
             denoiser, config.loss, mixed_precision=config.train.enable_mixed_precision
         )
@@ -63,7 +80,14 @@ class Trainer:
         """Steps done before this process: those of the checkpoint it went on from."""
         if config.train.load_checkpoint_path is not None:
             folder = Path(config.train.load_checkpoint_path)
-            self.first_step = load_checkpoint(folder, self._objective, self._optimizer)
+            self.first_step = load_checkpoint(
+                folder, self._objective, self._optimizer, facts=self._facts
+            )
+            if self.first_step >= num_steps:
+                raise ValueError(
+                    f"train.load_checkpoint_path {str(folder)!r} has {self.first_step} steps done, "
+                    f"train.max_steps is {num_steps}; raise train.max_steps"
+                )
 
     def train(
         self,
@@ -105,45 +129,59 @@ class Trainer:
     ) -> StepMetrics:
         step_started_s = time.monotonic()
         sums = _Sums()
-        batches = [batch for _ in range(num_micro_steps) for batch in next(arriving)]
-        sums.wait_s = time.monotonic() - step_started_s
-        normalizer = self._normalizer(batches)
-        for index, batch in enumerate(batches):
-            with self._parallel.accumulate(self._module, is_last=index == len(batches) - 1):
-                self._backward(batch, normalizer, sums)
+        previous: StateBatch | None = None
+        # One batch behind what arrived, since the last backward of a step is special. No more are
+        # held: a step may have many, and their targets are large.
+        for batch in _batches(arriving, num_micro_steps, sums):
+            if previous is not None:
+                self._backward(previous, sums, is_last=False)
+            previous = batch
+        assert previous is not None
+        self._backward(previous, sums, is_last=True)
+        self._normalize(sums)
         grad_norm = self._update(step)
         so_far = counters()
         sums.num_retries, sums.num_target_bytes = so_far.num_retries, so_far.num_bytes
         return self._metrics(step, sums, grad_norm, step_started_s)
 
-    def _normalizer(self, batches: list[StateBatch]) -> float:
-        """The count over all ranks and accumulation steps that the loss is divided by."""
-        count = sum(
-            losses.normalizer_count(
-                self._config.loss,
-                num_masked=batch.num_masked,
-                num_tokens=int(batch.num_maskable_B.sum()),
-                num_sequences=len(batch.lengths_B),
-            )
-            for batch in batches
-        )
-        # A step without a single masked position has a zero loss, not 0 / 0.
-        return max(self._parallel.sum([count])[0], 1.0)
-
-    def _backward(self, batch: StateBatch, normalizer: float, sums: _Sums) -> None:
-        # Data parallelism averages gradients over ranks, and we want their sum.
-        result = self._module(batch, normalizer / self._parallel.world_size)
-        result.total.backward()
-        scale = 1 / self._parallel.world_size
-        sums.loss += float(result.total.detach()) * scale
-        sums.ce += result.ce * scale
-        sums.kd += result.kd * scale
+    def _backward(self, batch: StateBatch, sums: _Sums, *, is_last: bool) -> None:
+        """Adds a batch's gradients and sums, not normalised yet: the count is known at the end."""
+        with self._parallel.accumulate(self._module, is_last=is_last):
+            result = self._module(batch, 1.0)
+            result.total.backward()
+        sums.loss += float(result.total.detach())
+        sums.ce += result.ce
+        sums.kd += result.kd
         sums.num_masked += batch.num_masked
         sums.num_tokens += int(batch.lengths_B.sum())
+        sums.normalizer += losses.normalizer_count(
+            self._config.loss,
+            num_masked=batch.num_masked,
+            num_tokens=int(batch.num_maskable_B.sum()),
+            num_sequences=len(batch.lengths_B),
+        )
+
+    def _normalize(self, sums: _Sums) -> None:
+        """Divides gradients and losses by the count over all ranks and accumulation steps."""
+        # A step without a single masked position has a zero loss, not 0 / 0.
+        normalizer = max(self._parallel.sum([sums.normalizer])[0], 1.0)
+        for parameter in self._objective.parameters():
+            if parameter.grad is not None:
+                # Data parallelism averaged over ranks, and we want their sum.
+                parameter.grad.mul_(self._parallel.world_size / normalizer)
+        sums.loss /= normalizer
+        sums.ce /= normalizer
+        sums.kd /= normalizer
 
     def _update(self, step: int) -> float:
         max_norm = self._config.train.max_grad_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self._objective.parameters(), max_norm)
+        if not torch.isfinite(norm):
+            # The same on all ranks, so all stop here, before the weights are spoiled.
+            raise ValueError(
+                f"the gradient norm of step {step + 1} is {float(norm)}; lower train.lr, raise "
+                "train.lr_warmup_ratio, or check the data and the teacher's values"
+            )
         rate = learning_rate(step, num_steps=self._num_steps, config=self._config.train)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -198,11 +236,30 @@ class Trainer:
         if num_done % config.save_steps == 0 or num_done == self._num_steps:
             folder = Path(config.output_dir) / "checkpoints" / f"step-{num_done}"
             save_checkpoint(
-                folder, self._objective, self._optimizer, step=num_done, parallel=self._parallel
+                folder,
+                self._objective,
+                self._optimizer,
+                step=num_done,
+                parallel=self._parallel,
+                facts=self._facts,
             )
 
 
+def _batches(
+    arriving: Iterator[list[StateBatch]], num_micro_steps: int, sums: _Sums
+) -> Iterator[StateBatch]:
+    """All batches of one optimizer step; the time spent waiting for them is added to the sums."""
+    for _ in range(num_micro_steps):
+        started_s = time.monotonic()
+        batches = next(arriving)
+        sums.wait_s += time.monotonic() - started_s
+        yield from batches
+
+
 def _peak_rss_mib() -> float:
+    if not Path("/proc/self/status").exists():
+        # macOS reports bytes.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     # Not ru_maxrss: it survives exec, so a rank that a large process started would report that.
     lines = Path("/proc/self/status").read_text().splitlines()
     peak = next(line for line in lines if line.startswith("VmHWM:"))

@@ -285,7 +285,7 @@ def test_trajectory_states_hold_the_teachers_tokens_and_the_datas_labels(
     rows = [row for batch in batches for row in rows_of(batch)]
     assert len(rows) == len(records) > len(sequence_ids)
     by_sequence = dict(zip(sequence_ids, unpad(clean.input_ids_BL, clean.lengths_B), strict=True))
-    num_maskable = dict(zip(sequence_ids, reader.maskable(clean).sum(-1).tolist(), strict=True))
+    num_generated = dict(zip(sequence_ids, start_BL.sum(-1).tolist(), strict=True))
     generated = dict(zip(sequence_ids, unpad(start_BL, clean.lengths_B), strict=True))
     for (ids, positions, labels, t, size), record in zip(rows, records, strict=True):
         assert record.state is not None
@@ -295,7 +295,7 @@ def test_trajectory_states_hold_the_teachers_tokens_and_the_datas_labels(
             positions == record.positions.tolist() == np.flatnonzero(record.state == mask).tolist()
         )
         assert labels == truth[positions].tolist()
-        assert t == pytest.approx(record.time) and size == num_maskable[record.sequence_id]
+        assert t == pytest.approx(record.time) and size == num_generated[record.sequence_id]
         # What was given is the data's; nothing else was ever touched.
         assert np.array_equal(
             record.state[~generated[record.sequence_id]], truth[~generated[record.sequence_id]]

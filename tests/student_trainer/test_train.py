@@ -146,6 +146,19 @@ def test_without_a_share_of_the_teacher_nobody_is_asked(data, tiny_checkpoint, t
     assert not list(tmp_path.glob("teacher_server*"))
 
 
+def test_a_student_saved_in_bfloat16_is_trained_in_float32(data, tiny_checkpoint, tmp_path):
+    narrow = checkpoints.load_denoiser(str(tiny_checkpoint), dtype=torch.bfloat16)
+    checkpoints.save_denoiser(narrow, tmp_path / "narrow")
+    settings = {
+        "model.model_path": tmp_path / "narrow",
+        "distill.distillation_alpha": 0,
+        "train.max_steps": 1,
+    }
+    run(tmp_path / "run", data, settings)
+    exported = checkpoints.load_denoiser(str(tmp_path / "run" / "hf_ckpt"))
+    assert exported.head_weight.dtype == torch.float32
+
+
 def test_epochs_are_passes_over_the_data(data, tiny_checkpoint, tiny_tokenizer, tmp_path):
     settings = {"distill.teacher_model_path": tiny_checkpoint, "distill.distillation_alpha": 0}
     epochs = {"train.max_steps": None, "train.num_train_epochs": 0.5, "train.micro_batch_size": 8}

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import logging
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -301,3 +302,46 @@ def test_the_exported_student_loads_as_a_denoiser_with_the_same_logits(dataset, 
         ours = student.eval().logits(student.hidden_states(ids_BL))
         theirs = loaded.logits(loaded.hidden_states(ids_BL))
     assert torch.equal(ours, theirs)
+
+
+def test_a_step_of_many_micro_steps_holds_two_batches_at_most(dataset, student, tmp_path):
+    config = new_config(tmp_path, micro_batch_size=1)
+    trainer = Trainer(config, student, training.ONE_RANK, num_steps=1)
+    held: list[weakref.ref[StateBatch]] = []
+    most = 0
+
+    def arriving() -> Iterator[list[StateBatch]]:
+        nonlocal most
+        for made in batches(dataset, student, config, steps=range(1)):
+            held.extend(map(weakref.ref, made))
+            most = max(most, sum(reference() is not None for reference in held))
+            yield made
+            del made
+
+    train(trainer, arriving(), config, num_steps=1)
+    assert len(held) == GLOBAL_BATCH_SIZE
+    # The one that waits for its backward, the one before it whose turn it is, and the newest.
+    assert most <= 3
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights(dataset, student, tmp_path):
+    config = new_config(tmp_path, micro_batch_size=8)
+    with torch.no_grad():
+        student.model.model.norm.weight[0] = torch.inf
+    before = copy.deepcopy(student.state_dict())
+    trainer = Trainer(config, student, training.ONE_RANK, num_steps=1)
+    with pytest.raises(ValueError, match=r"gradient norm of step 1 is (nan|inf); lower train.lr"):
+        train(trainer, batches(dataset, student, config, steps=range(1)), config, num_steps=1)
+    after = student.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_checkpoint_with_all_steps_done_is_refused(dataset, student, tmp_path):
+    config = new_config(tmp_path, micro_batch_size=8, save_steps=1)
+    trainer = Trainer(config, student, training.ONE_RANK, num_steps=1)
+    train(trainer, batches(dataset, student, config, steps=range(1)), config, num_steps=1)
+    again = new_config(
+        tmp_path / "b", load_checkpoint_path=str(tmp_path / "checkpoints" / "step-1")
+    )
+    with pytest.raises(ValueError, match=r"has 1 steps done, train.max_steps is 1; raise"):
+        Trainer(again, student, training.ONE_RANK, num_steps=1)
