@@ -116,7 +116,7 @@ def test_a_checkpoint_of_another_student_is_refused(tiny_tokenizer, tmp_path, si
 def test_a_run_with_other_data_or_another_teacher_does_not_go_on_from_it(tiny_tokenizer, tmp_path):
     run = Run(tiny_tokenizer, seed=0)
     run.train(range(1))
-    facts = {"global_batch_size": 8, "teacher_revision": "a1"}
+    facts: dict[str, int | str] = {"global_batch_size": 8, "teacher_revision": "a1"}
     save_checkpoint(
         tmp_path / "c", run.module, run.optimizer, step=1, parallel=ONE_RANK, facts=facts
     )
