@@ -56,9 +56,7 @@ class Parallel:
         if self.world_size == 1:
             return module
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(
-            module, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+        return DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True)
 
     @contextlib.contextmanager
     def accumulate(self, module: nn.Module, *, is_last: bool) -> Iterator[None]:
