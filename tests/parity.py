@@ -41,6 +41,9 @@ TEMPERATURES = (1.0, 2.0)
 LENGTHS = (23, 9, 40, 31, 17, 5, 28, 36)
 """Tokens of each sequence of the batch, each its own, so that a row tells its sequence."""
 
+PROMPT_FRACTION = 0.25
+"""Share of a sequence that is given where the teacher fills in the rest."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairSpec:
@@ -211,7 +214,12 @@ def noised_batch(pair: Pair, address: str | None, spec: wire.TargetSpec) -> Stat
 
 def trajectory_batches(pair: Pair, address: str, spec: wire.TargetSpec) -> list[StateBatch]:
     """States that the teacher at `address` passes while it fills in the data, with its targets."""
-    distill = DistillConfig(teacher_address=address, num_sampling_steps=6, collect_every_n_steps=2)
+    distill = DistillConfig(
+        teacher_address=address,
+        num_sampling_steps=6,
+        collect_every_n_steps=2,
+        prompt_fraction=PROMPT_FRACTION,
+    )
     with TeacherClient(address) as client:
         sampler = wire.SamplerSpec(algorithm="p2", num_steps=6, temperature=0.7, top_k=50)
         source = TrajectoryStates(
@@ -242,19 +250,26 @@ def measured(pair: Pair, batch: StateBatch, config: LossConfig) -> LossAndGradie
 
 
 def naive(
-    pair: Pair, batch: StateBatch, config: LossConfig, *, top_k: int | None = None
+    pair: Pair,
+    batch: StateBatch,
+    config: LossConfig,
+    *,
+    top_k: int | None = None,
+    prompt_fraction: float = 0.0,
 ) -> LossAndGradient:
     """The same in float64: weights 1 / t, divided by the number of tokens that may be masked.
 
     Args:
         top_k: All ids but the teacher's `top_k` most probable are one bucket; None = none are.
+        prompt_fraction: Share of each sequence's tokens that is given, and so never masked.
     """
     student = copy.deepcopy(pair.student).double()
     student.zero_grad(set_to_none=True)
     total, num_tokens = torch.zeros((), dtype=torch.float64), 0
     for row, t in enumerate(batch.t_B.double().tolist()):
         x0_L = _clean_sequence(pair, int(batch.lengths_B[row]))
-        num_tokens += len(x0_L) - 1  # all but the start token
+        num_ordinary = len(x0_L) - 1  # all but the start token
+        num_tokens += num_ordinary - int(num_ordinary * prompt_fraction)
         masked_row = _masked_row(pair, student, batch, row, x0_L)
         total = total + _row_loss(masked_row, config, top_k) / t
     loss = total / num_tokens

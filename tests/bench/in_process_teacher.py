@@ -10,6 +10,8 @@ from protos import codec
 from student_trainer import losses, wire
 from student_trainer.targets import TargetCounters, to_loss_targets
 
+_NO_LIMIT = 2**31 - 1
+
 
 class InProcessTeacher:
     """A `TargetSource` that holds the teacher's weights and runs it, one sequence at a time."""
@@ -33,8 +35,8 @@ class InProcessTeacher:
             num_parameters=info.num_parameters,
             encodings=("hidden",),
             algorithms=(),
-            max_sequences=0,
-            max_tokens=0,
+            max_sequences=_NO_LIMIT,
+            max_tokens=_NO_LIMIT,
         )
 
     def score(
