@@ -24,7 +24,7 @@ MAX_CLIENT_OVERHEAD = 1.05
 MAX_TRAINER_RSS_RATIO = 1.15
 MIN_CPU_SHARE = 0.97
 """Below it the trainer's core was also at work for others."""
-QUICK = Schedule(num_warmup=1, num_rounds=40, budget_s=14.0)
+QUICK = Schedule(num_warmup=1, num_rounds=40, budget_s=20.0)
 FULL = Schedule(num_warmup=3, num_rounds=80, budget_s=120.0)
 QUICK_MEMORY_STEPS = 2  # the optimizer's state is there from the second on
 FULL_MEMORY_STEPS = 20

@@ -89,7 +89,12 @@ def running() -> Iterator[Running]:
         await stopping.wait()
         await server.stop(grace=None)
 
-    thread = threading.Thread(target=asyncio.Runner(loop_factory=lambda: loop).run, args=(serve(),))
+    def run() -> None:
+        # As a context: a runner that is merely used leaves its loop open.
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(serve())
+
+    thread = threading.Thread(target=run)
     thread.start()
     try:
         assert ready.wait(TIMEOUT_S)
