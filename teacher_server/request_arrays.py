@@ -83,7 +83,7 @@ class ArrayReader:
         field = f"{field}.positions"
         chosen = _cut(_read_int32(message.positions, int(counts.sum()), field=field), counts)
         for index, (positions, ids) in enumerate(zip(chosen, states, strict=True)):
-            if np.any(np.diff(positions) <= 0) or (len(positions) and positions[0] < 0):
+            if np.any(positions[1:] <= positions[:-1]) or (len(positions) and positions[0] < 0):
                 raise invalid(
                     field, f"must ascend from 0, got {positions.tolist()[:8]} in sequence {index}"
                 )

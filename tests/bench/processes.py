@@ -58,6 +58,15 @@ class Child:
             raise self._failure()
         return line
 
+    def tell(self, line: str) -> None:
+        """Gives it one line, which it waits for when it is ready."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{line}\n".encode())
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._failure() from None
+
     def answer(self, *, timeout_s: float) -> dict:
         """The JSON object that it ends with."""
         output, _ = self._process.communicate(timeout=timeout_s)

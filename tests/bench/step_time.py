@@ -1,10 +1,10 @@
-"""Times of a trainer's step with and without a teacher, several trainers taking turns.
+"""Times of a trainer's step with and without a teacher.
 
-`python -m tests.bench.step_time JSON`, with the fields of `StepTimeSpec`; JSON on stdout.
+`python -m tests.bench.step_time JSON`, with a workload and a schedule, reads the address of the
+server without a model from its standard input and writes JSON to its standard output.
 """
 
 import contextlib
-import dataclasses
 import json
 import sys
 import tempfile
@@ -15,80 +15,54 @@ import torch
 from student_trainer.parallel import Parallel
 from tests.bench import cores
 from tests.bench.arms import ENCODINGS, ArmMaker
-from tests.bench.interleaved import Interleaved, Schedule, take_turns
-from tests.bench.workload import Workload
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepTimeSpec:
-    """What is measured."""
-
-    address: str
-    """Of the server without a model."""
-    workload: Workload
-    schedule: Schedule
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArmTimes:
-    """One number a step."""
-
-    wall_s: list[float]
-    cpu_s: list[float]
-    teacher_wait_s: list[float]
-    kd: list[float]
+from tests.bench.side_by_side import Step, time_side_by_side
+from tests.bench.workload import Schedule, Workload
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTimes:
-    """Times of every arm, step by step."""
+    """Steps of every arm; those of one index had the same states."""
 
     is_pinned: bool
-    """Whether the trainer had its core to itself and the server another."""
-    arms: dict[str, ArmTimes]
+    """Whether the trainers were on a core of their own, away from the server."""
+    arms: dict[str, list[Step]]
 
 
-def measure(spec: StepTimeSpec) -> StepTimes:
-    """Runs every arm in this process."""
+def measure(workload: Workload, schedule: Schedule, *, address: str) -> StepTimes:
+    """Runs every arm, each in a fork of this process."""
     is_pinned = cores.pin(min)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         maker = ArmMaker(
-            workload=spec.workload,
-            address=spec.address,
+            workload=workload,
+            address=address,
             output_dir=folder,
-            num_steps=spec.schedule.num_steps,
+            num_steps=schedule.num_steps,
         )
         parallel = Parallel(device=torch.device("cpu"))
-        interleaved = take_turns(maker.arms(), spec.schedule, parallel=parallel)
-    arms = {name: _times(interleaved, name) for name in interleaved.turns}
+        arms = time_side_by_side(maker.arms(), schedule, parallel=parallel)
     for encoding in ENCODINGS:
         # Else the two arms would not differ in the network alone.
-        assert arms[f"remote_{encoding}"].kd == arms[f"memory_{encoding}"].kd
+        remote, memory = arms[f"remote_{encoding}"], arms[f"memory_{encoding}"]
+        assert [step.kd for step in remote] == [step.kd for step in memory]
     return StepTimes(is_pinned=is_pinned, arms=arms)
-
-
-def _times(interleaved: Interleaved, name: str) -> ArmTimes:
-    turns, metrics = interleaved.turns[name], interleaved.metrics[name]
-    return ArmTimes(
-        wall_s=[turn.wall_s for turn in turns],
-        cpu_s=[turn.cpu_s for turn in turns],
-        teacher_wait_s=[step.teacher_wait_s for step in metrics],
-        kd=[step.kd for step in metrics],
-    )
 
 
 def main() -> None:
     """Measures as the argument says."""
     fields = json.loads(sys.argv[1])
-    spec = StepTimeSpec(
-        address=fields["address"],
-        workload=Workload(**fields["workload"]),
-        schedule=Schedule(**fields["schedule"]),
-    )
+    workload, schedule = Workload(**fields["workload"]), Schedule(**fields["schedule"])
+    address = sys.stdin.readline().strip()
     with contextlib.redirect_stdout(sys.stderr):
-        times = measure(spec)
-    json.dump(dataclasses.asdict(times), sys.stdout)
+        times = measure(workload, schedule, address=address)
+    json.dump(
+        {
+            "is_pinned": times.is_pinned,
+            "step_s": {name: [step.time_s for step in arm] for name, arm in times.arms.items()},
+            "wait_s": {name: [step.wait_s for step in arm] for name, arm in times.arms.items()},
+        },
+        sys.stdout,
+    )
 
 
 if __name__ == "__main__":

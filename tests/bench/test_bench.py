@@ -6,9 +6,8 @@ import pytest
 
 from tests.bench import __main__ as command_line
 from tests.bench import overhead, parity
-from tests.bench.interleaved import Schedule
 from tests.bench.processes import ROOT, Child
-from tests.bench.workload import Workload
+from tests.bench.workload import Schedule, Workload
 
 ENCODINGS = {"hidden", "logits", "top_k"}
 
@@ -62,7 +61,7 @@ def test_a_child_that_fails_is_an_error_with_its_last_words():
 @pytest.mark.timeout(300)
 def test_the_overhead_of_a_tiny_run_has_every_figure_and_both_teachers_the_same_loss():
     workload = Workload(vocab_size=256, hidden_size=32, num_layers=2, seq_len=32, top_k=8)
-    schedule = Schedule(num_warmup=1, num_rounds=4, budget_s=10.0)
+    schedule = Schedule(num_warmup=1, max_steps=5, budget_s=10.0)
     # It raises where targets over the wire and in memory give different losses.
     result = overhead.measure(workload, schedule, num_memory_steps=2)
     json.dumps(result)
@@ -70,8 +69,8 @@ def test_the_overhead_of_a_tiny_run_has_every_figure_and_both_teachers_the_same_
         assert 0.5 < result[name] < 10
     step, memory = result["step"], result["memory"]
     assert set(step["encodings"]) == {"hidden", "top_k"}
-    assert step["num_rounds"] == 4
-    assert all(len(times) == step["num_rounds"] for times in step["wall_s"].values())
+    assert step["num_steps"] == 5
+    assert all(len(times) == 5 for times in step["step_s"].values())
     assert memory["num_teacher_parameters"] >= 8 * memory["num_student_parameters"]
     assert all(peak > memory["imports_mib"] for peak in memory["peak_rss_mib"].values())
     assert "client_overhead" in overhead.table(result)
