@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from masked_diffusion import pretrained
 from masked_diffusion.digests import tensors_digest, tokenizer_fingerprint, weights_digest
 from masked_diffusion.families import Denoiser, get_family, self_test
-from masked_diffusion.families.info import find_mask_token_id
+from masked_diffusion.families.info import Alignment, find_mask_token_id
 
 CHECKPOINT_FILES = (
     "*.safetensors",
@@ -36,6 +36,7 @@ def load_denoiser(
     trust_remote_code: bool = False,
     run_self_test: bool = True,
     mask_token_id: int | None = None,
+    alignment: Alignment | None = None,
 ) -> Denoiser:
     """Loads a checkpoint from a folder or the hub, ready to denoise (evaluation mode).
 
@@ -49,18 +50,30 @@ def load_denoiser(
         trust_remote_code: For the tokenizer; models are always transformers' own classes.
         run_self_test: Proves full attention and invisible padding first.
         mask_token_id: Overrides what config and tokenizer say.
+        alignment: Overrides what the config or the family says.
 
     Raises:
         ValueError: no such folder or hub id, unknown model_type, no mask id, no safetensors,
             missing tensors, or a failed self-test. The message says how to mend it.
     """
     model = os.path.expanduser(model)
-    family = get_family(pretrained.read_model_type(model))
-    config = family.config_class.from_pretrained(model)
+    config_dict = pretrained.read_config_dict(model)
+    family = get_family(str(config_dict.get("model_type")))
+    config = family.read_config(config_dict)
     tokenizer = pretrained.load_tokenizer(model, config, trust_remote_code=trust_remote_code)
-    mask_token_id = find_mask_token_id(config, tokenizer, name=model, mask_token_id=mask_token_id)
+    mask_token_id = find_mask_token_id(
+        config,
+        tokenizer,
+        name=model,
+        mask_token_id=mask_token_id,
+        default=family.default_mask_token_id,
+    )
+    if alignment is not None:
+        config.logit_alignment = alignment
     family.prepare_config(config)
-    weights = pretrained.load_weights(model, family.model_class, config, dtype=dtype)
+    weights = pretrained.load_weights(
+        model, family.model_class, config, dtype=dtype, key_mapping=family.key_mapping
+    )
     denoiser = _wrap(family, weights, tokenizer, name=model, mask_token_id=mask_token_id)
     denoiser.to(device).eval()
     if run_self_test:

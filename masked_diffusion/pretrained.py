@@ -1,7 +1,8 @@
 """Reads the parts of a Hugging Face folder or hub id; every failure says how to mend it."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -17,8 +18,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 GENERIC_TOKENIZER_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
-def read_model_type(model: str) -> str:
-    """Reads config.model_type without needing a class for it.
+def read_config_dict(model: str) -> dict[str, Any]:
+    """Reads config.json without needing a class for its model_type.
 
     Raises:
         ValueError: no such folder, no config in it, or a hub id that cannot be read.
@@ -41,7 +42,7 @@ def read_model_type(model: str) -> str:
             "does not give it; check the spelling and the network, or give the path of a folder "
             f"saved in Hugging Face format ({_first_line(error)})"
         ) from error
-    return str(config_dict.get("model_type"))
+    return dict(config_dict)
 
 
 def _is_path(model: str) -> bool:
@@ -72,6 +73,7 @@ def load_weights(
     config: PreTrainedConfig,
     *,
     dtype: torch.dtype | None,
+    key_mapping: Mapping[str, str],
 ) -> PreTrainedModel:
     """Builds the model and fills it from safetensors.
 
@@ -80,6 +82,7 @@ def load_weights(
         model_class: One of transformers' own.
         config: Of the model, as adjusted by its family.
         dtype: Of the weights; None keeps what was saved.
+        key_mapping: Regular expression in a tensor's name on disk -> its name in the model.
 
     Raises:
         ValueError: no safetensors, or a tensor is missing (transformers would make it up).
@@ -91,6 +94,7 @@ def load_weights(
             dtype="auto" if dtype is None else dtype,
             attn_implementation="sdpa",
             use_safetensors=True,
+            key_mapping=dict(key_mapping) or None,
             output_loading_info=True,
         )
     except OSError as error:

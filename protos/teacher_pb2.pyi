@@ -31,6 +31,12 @@ class Algorithm(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ALGORITHM_TOPK_MARGIN: _ClassVar[Algorithm]
     ALGORITHM_ENTROPY: _ClassVar[Algorithm]
     ALGORITHM_P2: _ClassVar[Algorithm]
+    ALGORITHM_LOW_CONFIDENCE: _ClassVar[Algorithm]
+    ALGORITHM_RANDOM: _ClassVar[Algorithm]
+    ALGORITHM_LOW_CONFIDENCE_DYNAMIC: _ClassVar[Algorithm]
+    ALGORITHM_ENTROPY_BOUNDED: _ClassVar[Algorithm]
+    ALGORITHM_ANCESTRAL: _ClassVar[Algorithm]
+    ALGORITHM_MULTINOMIAL: _ClassVar[Algorithm]
 
 class CaptureKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -47,6 +53,12 @@ class Attention(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ATTENTION_UNSPECIFIED: _ClassVar[Attention]
     ATTENTION_FULL: _ClassVar[Attention]
     ATTENTION_BLOCK_CAUSAL: _ClassVar[Attention]
+
+class Noise(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NOISE_UNSPECIFIED: _ClassVar[Noise]
+    NOISE_ABSORBING: _ClassVar[Noise]
+    NOISE_UNIFORM: _ClassVar[Noise]
 ENCODING_UNSPECIFIED: Encoding
 ENCODING_HIDDEN: Encoding
 ENCODING_TOP_K: Encoding
@@ -63,6 +75,12 @@ ALGORITHM_MASKGIT_PLUS: Algorithm
 ALGORITHM_TOPK_MARGIN: Algorithm
 ALGORITHM_ENTROPY: Algorithm
 ALGORITHM_P2: Algorithm
+ALGORITHM_LOW_CONFIDENCE: Algorithm
+ALGORITHM_RANDOM: Algorithm
+ALGORITHM_LOW_CONFIDENCE_DYNAMIC: Algorithm
+ALGORITHM_ENTROPY_BOUNDED: Algorithm
+ALGORITHM_ANCESTRAL: Algorithm
+ALGORITHM_MULTINOMIAL: Algorithm
 CAPTURE_KIND_UNSPECIFIED: CaptureKind
 CAPTURE_KIND_NONE: CaptureKind
 CAPTURE_KIND_EVERY_N: CaptureKind
@@ -73,13 +91,16 @@ CAPTURE_KIND_ADAPTIVE: CaptureKind
 ATTENTION_UNSPECIFIED: Attention
 ATTENTION_FULL: Attention
 ATTENTION_BLOCK_CAUSAL: Attention
+NOISE_UNSPECIFIED: Noise
+NOISE_ABSORBING: Noise
+NOISE_UNIFORM: Noise
 
 class DescribeTeacherRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class DescribeTeacherResponse(_message.Message):
-    __slots__ = ("name", "family", "revision", "tokenizer_fingerprint", "vocab_size", "padded_vocab_size", "mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id", "max_length", "attention", "hidden_size", "head_digest", "num_invalid_leading_positions", "num_parameters", "dtype", "encodings", "algorithms", "captures", "limits", "payload_version")
+    __slots__ = ("name", "family", "revision", "tokenizer_fingerprint", "vocab_size", "padded_vocab_size", "mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id", "max_length", "attention", "hidden_size", "head_digest", "num_invalid_leading_positions", "num_parameters", "dtype", "encodings", "algorithms", "captures", "limits", "payload_version", "block_length", "noise", "uses_time")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +123,9 @@ class DescribeTeacherResponse(_message.Message):
     CAPTURES_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_VERSION_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    NOISE_FIELD_NUMBER: _ClassVar[int]
+    USES_TIME_FIELD_NUMBER: _ClassVar[int]
     name: str
     family: str
     revision: str
@@ -124,7 +148,10 @@ class DescribeTeacherResponse(_message.Message):
     captures: _containers.RepeatedScalarFieldContainer[CaptureKind]
     limits: Limits
     payload_version: int
-    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., revision: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ..., vocab_size: _Optional[int] = ..., padded_vocab_size: _Optional[int] = ..., mask_token_id: _Optional[int] = ..., pad_token_id: _Optional[int] = ..., bos_token_id: _Optional[int] = ..., eos_token_id: _Optional[int] = ..., max_length: _Optional[int] = ..., attention: _Optional[_Union[Attention, str]] = ..., hidden_size: _Optional[int] = ..., head_digest: _Optional[str] = ..., num_invalid_leading_positions: _Optional[int] = ..., num_parameters: _Optional[int] = ..., dtype: _Optional[_Union[ValueDtype, str]] = ..., encodings: _Optional[_Iterable[_Union[Encoding, str]]] = ..., algorithms: _Optional[_Iterable[_Union[Algorithm, str]]] = ..., captures: _Optional[_Iterable[_Union[CaptureKind, str]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., payload_version: _Optional[int] = ...) -> None: ...
+    block_length: int
+    noise: Noise
+    uses_time: bool
+    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., revision: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ..., vocab_size: _Optional[int] = ..., padded_vocab_size: _Optional[int] = ..., mask_token_id: _Optional[int] = ..., pad_token_id: _Optional[int] = ..., bos_token_id: _Optional[int] = ..., eos_token_id: _Optional[int] = ..., max_length: _Optional[int] = ..., attention: _Optional[_Union[Attention, str]] = ..., hidden_size: _Optional[int] = ..., head_digest: _Optional[str] = ..., num_invalid_leading_positions: _Optional[int] = ..., num_parameters: _Optional[int] = ..., dtype: _Optional[_Union[ValueDtype, str]] = ..., encodings: _Optional[_Iterable[_Union[Encoding, str]]] = ..., algorithms: _Optional[_Iterable[_Union[Algorithm, str]]] = ..., captures: _Optional[_Iterable[_Union[CaptureKind, str]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., payload_version: _Optional[int] = ..., block_length: _Optional[int] = ..., noise: _Optional[_Union[Noise, str]] = ..., uses_time: bool = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_sequences", "max_tokens", "max_num_steps", "max_top_k", "max_temperatures", "stream_window_bytes")
@@ -199,16 +226,20 @@ class CohortHint(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., step: _Optional[int] = ..., num_requests: _Optional[int] = ...) -> None: ...
 
 class ScoreStatesRequest(_message.Message):
-    __slots__ = ("context", "states", "positions", "targets")
+    __slots__ = ("context", "states", "positions", "targets", "times", "clean_token_ids")
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     STATES_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    CLEAN_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     context: RequestContext
     states: Sequences
     positions: Positions
     targets: TargetSpec
-    def __init__(self, context: _Optional[_Union[RequestContext, _Mapping]] = ..., states: _Optional[_Union[Sequences, _Mapping]] = ..., positions: _Optional[_Union[Positions, _Mapping]] = ..., targets: _Optional[_Union[TargetSpec, _Mapping]] = ...) -> None: ...
+    times: _containers.RepeatedScalarFieldContainer[float]
+    clean_token_ids: bytes
+    def __init__(self, context: _Optional[_Union[RequestContext, _Mapping]] = ..., states: _Optional[_Union[Sequences, _Mapping]] = ..., positions: _Optional[_Union[Positions, _Mapping]] = ..., targets: _Optional[_Union[TargetSpec, _Mapping]] = ..., times: _Optional[_Iterable[float]] = ..., clean_token_ids: _Optional[bytes] = ...) -> None: ...
 
 class TargetsPart(_message.Message):
     __slots__ = ("sequence_id", "step", "payload_bytes", "offset", "data", "crc32c")
@@ -233,7 +264,7 @@ class ScoreStatesResponse(_message.Message):
     def __init__(self, parts: _Optional[_Iterable[_Union[TargetsPart, _Mapping]]] = ...) -> None: ...
 
 class SamplerSpec(_message.Message):
-    __slots__ = ("algorithm", "num_steps", "temperature", "top_k", "top_p", "alg_temp", "eps")
+    __slots__ = ("algorithm", "num_steps", "temperature", "top_k", "top_p", "alg_temp", "eps", "sample_mask_token", "block_length", "guidance_scale", "threshold", "entropy_bound")
     ALGORITHM_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
@@ -241,6 +272,11 @@ class SamplerSpec(_message.Message):
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     ALG_TEMP_FIELD_NUMBER: _ClassVar[int]
     EPS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_MASK_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    ENTROPY_BOUND_FIELD_NUMBER: _ClassVar[int]
     algorithm: Algorithm
     num_steps: int
     temperature: float
@@ -248,7 +284,12 @@ class SamplerSpec(_message.Message):
     top_p: float
     alg_temp: float
     eps: float
-    def __init__(self, algorithm: _Optional[_Union[Algorithm, str]] = ..., num_steps: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., alg_temp: _Optional[float] = ..., eps: _Optional[float] = ...) -> None: ...
+    sample_mask_token: bool
+    block_length: int
+    guidance_scale: float
+    threshold: float
+    entropy_bound: float
+    def __init__(self, algorithm: _Optional[_Union[Algorithm, str]] = ..., num_steps: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., alg_temp: _Optional[float] = ..., eps: _Optional[float] = ..., sample_mask_token: bool = ..., block_length: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., threshold: _Optional[float] = ..., entropy_bound: _Optional[float] = ...) -> None: ...
 
 class Capture(_message.Message):
     __slots__ = ("kind", "every_n_steps", "steps")
@@ -293,7 +334,7 @@ class SampleTrajectoriesRequest(_message.Message):
     def __init__(self, context: _Optional[_Union[RequestContext, _Mapping]] = ..., start_states: _Optional[_Union[Sequences, _Mapping]] = ..., frozen: _Optional[bytes] = ..., seeds: _Optional[_Iterable[int]] = ..., sampler: _Optional[_Union[SamplerSpec, _Mapping]] = ..., capture: _Optional[_Union[Capture, _Mapping]] = ..., targets: _Optional[_Union[TargetSpec, _Mapping]] = ..., resume: _Optional[_Union[ResumePoints, _Mapping]] = ...) -> None: ...
 
 class TrajectoryRecord(_message.Message):
-    __slots__ = ("sequence_id", "token_ids", "unmask_steps", "num_forwards", "num_steps", "num_collected_steps", "revision")
+    __slots__ = ("sequence_id", "token_ids", "unmask_steps", "num_forwards", "num_steps", "num_collected_steps", "revision", "mask_token_suppressed")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     UNMASK_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -301,6 +342,7 @@ class TrajectoryRecord(_message.Message):
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     NUM_COLLECTED_STEPS_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    MASK_TOKEN_SUPPRESSED_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     token_ids: bytes
     unmask_steps: bytes
@@ -308,7 +350,8 @@ class TrajectoryRecord(_message.Message):
     num_steps: int
     num_collected_steps: int
     revision: str
-    def __init__(self, sequence_id: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., unmask_steps: _Optional[bytes] = ..., num_forwards: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_collected_steps: _Optional[int] = ..., revision: _Optional[str] = ...) -> None: ...
+    mask_token_suppressed: bool
+    def __init__(self, sequence_id: _Optional[int] = ..., token_ids: _Optional[bytes] = ..., unmask_steps: _Optional[bytes] = ..., num_forwards: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_collected_steps: _Optional[int] = ..., revision: _Optional[str] = ..., mask_token_suppressed: bool = ...) -> None: ...
 
 class SampleTrajectoriesResponse(_message.Message):
     __slots__ = ("parts", "trajectories")

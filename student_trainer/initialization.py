@@ -10,8 +10,6 @@ from masked_diffusion.families import Denoiser
 from student_trainer.student_config import read_config
 from student_trainer.teacher_checkpoint import TeacherCheckpoint, open_teacher
 
-LAYER_INDEX = re.compile(r"(?<=\blayers\.)\d+(?=\.)")
-
 IRRELEVANT_CONFIG_FIELDS = frozenset(
     {
         "_name_or_path",
@@ -89,7 +87,8 @@ def _pairs(
     """The teacher's tensor name for each of the student's; everything is checked before a copy."""
 
     def source_of(name: str) -> str:
-        return LAYER_INDEX.sub(
+        return re.sub(
+            denoiser.layer_pattern,
             lambda match: str(
                 teacher_layer(
                     int(match.group()), num_layers=num_layers, num_teacher_layers=num_teacher_layers

@@ -62,8 +62,9 @@ def read_config(path: str, overrides: ConfigOverrides | None = None) -> PreTrain
     """
     overrides = overrides or {}
     values = _read_config_dict(path)
-    config_class = get_family(str(values.get("model_type"))).config_class
-    known = sorted(values.keys() | config_class().to_dict().keys())
+    family = get_family(str(values.get("model_type")))
+    values = family.read_config(values).to_dict()
+    known = sorted(values.keys())
     for name in overrides:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
@@ -74,7 +75,7 @@ def read_config(path: str, overrides: ConfigOverrides | None = None) -> PreTrain
         # It has one entry a layer; the class fills it in again for the new depth.
         values.pop("layer_types", None)
     try:
-        return config_class.from_dict({**values, **overrides})
+        return family.config_class.from_dict({**values, **overrides})
     except StrictDataclassError as error:
         raise ValueError(
             f"the config of {path!r} cannot be changed by {overrides}: {error}"
@@ -83,8 +84,7 @@ def read_config(path: str, overrides: ConfigOverrides | None = None) -> PreTrain
 
 def _read_config_dict(path: str) -> dict[str, object]:
     if not Path(path).is_file():
-        # It tells a missing folder from a hub id, and what to do about either.
-        pretrained.read_model_type(path)
+        return pretrained.read_config_dict(path)
     try:
         return dict(PreTrainedConfig.get_config_dict(path)[0])
     except OSError as error:

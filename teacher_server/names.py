@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, Protocol, TypeVar
 
+from masked_diffusion.families.info import Attention, Noise
 from protos import codec, errors
 from protos import teacher_pb2 as pb
 
@@ -24,6 +25,14 @@ ALGORITHMS: Mapping[pb.Algorithm, str] = {
     pb.ALGORITHM_TOPK_MARGIN: "topk_margin",
     pb.ALGORITHM_ENTROPY: "entropy",
     pb.ALGORITHM_P2: "p2",
+}
+ATTENTIONS: Mapping[pb.Attention, Attention] = {
+    pb.ATTENTION_FULL: "full",
+    pb.ATTENTION_BLOCK_CAUSAL: "block_causal",
+}
+NOISES: Mapping[pb.Noise, Noise] = {
+    pb.NOISE_ABSORBING: "absorbing",
+    pb.NOISE_UNIFORM: "uniform",
 }
 CAPTURES: Mapping[pb.CaptureKind, str] = {
     pb.CAPTURE_KIND_NONE: "none",

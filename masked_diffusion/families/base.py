@@ -1,6 +1,7 @@
 """The denoiser: a masked sequence in, per position the distribution of its token out."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,17 @@ class Denoiser(nn.Module):
     """
 
     family: ClassVar[str]
-    """Key of the families' table: config.model_type."""
+    """Key of the families' table: config.model_type of the checkpoints it reads."""
     config_class: ClassVar[type[PreTrainedConfig]]
     model_class: ClassVar[type[PreTrainedModel]]
     default_alignment: ClassVar[Alignment]
     """Of checkpoints that do not say config.logit_alignment."""
+    default_mask_token_id: ClassVar[int | None] = None
+    """Of published checkpoints that name none, neither in config nor in tokenizer."""
+    key_mapping: ClassVar[Mapping[str, str]] = {}
+    """Regular expression in a published tensor's name -> its name in `model_class`."""
+    layer_pattern: ClassVar[str] = r"(?<=\blayers\.)\d+(?=\.)"
+    """Finds a layer's index in a tensor's name, for a student that keeps some layers."""
 
     def __init__(
         self,
@@ -44,8 +51,39 @@ class Denoiser(nn.Module):
             family=self.family,
             alignment=facts.find_alignment(model.config, name=name, default=self.default_alignment),
             mask_token_id=mask_token_id,
+            max_length=self.max_length(model.config),
+            block_length=self.block_length(model.config),
+            uses_time=self.uses_time(model.config),
             num_parameters=model.num_parameters(),
         )
+
+    @classmethod
+    def read_config(cls, values: Mapping[str, Any]) -> PreTrainedConfig:
+        """Makes the config of `config_class` from the fields of a published config.json.
+
+        Args:
+            values: As on disk; fields of remote code have other names than transformers' own.
+
+        Raises:
+            ValueError: a field asks for something that `model_class` cannot do.
+        """
+        config: PreTrainedConfig = cls.config_class.from_dict(dict(values))
+        return config
+
+    @classmethod
+    def max_length(cls, config: PreTrainedConfig) -> int:
+        """Positions that a sequence may have."""
+        return int(config.max_position_embeddings)
+
+    @classmethod
+    def block_length(cls, config: PreTrainedConfig) -> int | None:
+        """Positions of a block of a block-causal checkpoint; None with full attention."""
+        return None
+
+    @classmethod
+    def uses_time(cls, config: PreTrainedConfig) -> bool:
+        """Whether the body is conditioned on the time of its states."""
+        return False
 
     @classmethod
     def prepare_config(cls, config: PreTrainedConfig) -> None:
@@ -66,12 +104,26 @@ class Denoiser(nn.Module):
         """[padded V], or None."""
         raise NotImplementedError
 
-    def raw_hidden_states(self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None) -> Tensor:
-        """Runs the body: [B, L, D] after the last norm, aligned as the checkpoint has it."""
+    def raw_hidden_states(
+        self,
+        input_ids_BL: Tensor,
+        attention_mask_BL: Tensor | None,
+        *,
+        times_B: Tensor | None = None,
+    ) -> Tensor:
+        """Runs the body: [B, L, D] after the last norm, aligned as the checkpoint has it.
+
+        What stands between the last norm and the vocabulary's matrix (an encoder's transform)
+        belongs to the body.
+        """
         raise NotImplementedError
 
     def hidden_states(
-        self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None
+        self,
+        input_ids_BL: Tensor,
+        attention_mask_BL: Tensor | None = None,
+        *,
+        times_B: Tensor | None = None,
     ) -> Tensor:
         """Runs the body and aligns its output: row p is what the head turns into token p.
 
@@ -79,27 +131,35 @@ class Denoiser(nn.Module):
             input_ids_BL: [B, L] int64, right padded.
             attention_mask_BL: [B, L], true for real positions; None where nothing is padded,
                 which keeps the fastest attention kernel.
+            times_B: [B] float32 times in [0, 1]; read only where info.uses_time, which needs them.
 
         Returns:
             [B, L, D] in the model's dtype, differentiable. The first
             info.num_invalid_leading_positions rows carry no trained prediction.
         """
-        raw_BLD = self.raw_hidden_states(input_ids_BL, attention_mask_BL)
+        raw_BLD = self.raw_hidden_states(input_ids_BL, attention_mask_BL, times_B=times_B)
         if self.info.alignment == "aligned":
             return raw_BLD
         return torch.cat([raw_BLD[:, :1], raw_BLD[:, :-1]], dim=1)
 
-    def forward(self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids_BL: Tensor,
+        attention_mask_BL: Tensor | None = None,
+        *,
+        times_B: Tensor | None = None,
+    ) -> Tensor:
         """Same as `hidden_states`, so that DDP and FSDP can wrap the module."""
-        return self.hidden_states(input_ids_BL, attention_mask_BL)
+        return self.hidden_states(input_ids_BL, attention_mask_BL, times_B=times_B)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, *, suppress_mask_token: bool = True) -> Tensor:
         """Applies the head to aligned hidden states.
 
         The product is made in the model's dtype, like the checkpoint was trained.
 
         Args:
             hidden: [..., D].
+            suppress_mask_token: False keeps the mask id's own logit, as upstream samplers do.
 
         Returns:
             [..., info.vocab_size] float32: padded columns cut, the mask id at EXCLUDED_LOGIT.
@@ -107,7 +167,8 @@ class Denoiser(nn.Module):
         vocab_size = self.info.vocab_size
         bias = None if self.head_bias is None else self.head_bias[:vocab_size]
         logits = nn.functional.linear(hidden, self.head_weight[:vocab_size], bias).float()
-        logits[..., self.info.mask_token_id] = EXCLUDED_LOGIT
+        if suppress_mask_token:
+            logits[..., self.info.mask_token_id] = EXCLUDED_LOGIT
         return logits
 
 

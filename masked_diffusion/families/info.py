@@ -8,6 +8,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from masked_diffusion.digests import tokenizer_fingerprint
 
 Alignment = Literal["shifted", "aligned"]
+Attention = Literal["full", "block_causal"]
+Noise = Literal["absorbing", "uniform"]
 
 MASK_TOKEN = "<M>"
 """Name of the added mask token in Open-dCoder's tokenizer, which does not declare it as such."""
@@ -23,8 +25,14 @@ class DenoiserInfo:
     """Key of the families' table."""
     alignment: Alignment
     """How the checkpoint's raw outputs stand to tokens; the family hides it from every caller."""
-    attention: Literal["full"] = "full"
-    """Which positions see which."""
+    attention: Attention = "full"
+    """Which positions see which: all of them, or those of their own block and of earlier ones."""
+    block_length: int | None = None
+    """Positions of a block; None with full attention."""
+    noise: Noise = "absorbing"
+    """What the forward process puts in a token's place: the mask id, or any ordinary id."""
+    uses_time: bool = False
+    """Whether a forward needs the time of its states."""
     mask_token_id: int
     pad_token_id: int | None
     bos_token_id: int | None
@@ -51,13 +59,14 @@ def find_mask_token_id(
     *,
     name: str,
     mask_token_id: int | None = None,
+    default: int | None = None,
 ) -> int:
-    """Finds the mask id: as given, else the config's, else the tokenizer's.
+    """Finds the mask id: as given, else the config's, else the tokenizer's, else the family's.
 
     Raises:
         ValueError: nobody knows it, or it lies outside the embedding.
     """
-    found = _first_mask_token_id(config, tokenizer, mask_token_id)
+    found = _first_mask_token_id(config, tokenizer, mask_token_id, default)
     if found is None:
         raise ValueError(
             f"{name} has no mask token: neither config.mask_token_id, nor a mask token in the "
@@ -76,15 +85,17 @@ def _first_mask_token_id(
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase | None,
     mask_token_id: int | None,
+    default: int | None,
 ) -> int | None:
     candidates = [mask_token_id, getattr(config, "mask_token_id", None)]
     if tokenizer is not None:
         candidates += [tokenizer.mask_token_id, tokenizer.get_added_vocab().get(MASK_TOKEN)]
+    candidates.append(default)
     return next((candidate for candidate in candidates if candidate is not None), None)
 
 
 def find_alignment(config: PreTrainedConfig, *, name: str, default: Alignment) -> Alignment:
-    """Reads config.logit_alignment, which our own checkpoints carry.
+    """Reads config.logit_alignment, which our own checkpoints carry, or takes the family's default.
 
     Raises:
         ValueError: neither "shifted" nor "aligned".
@@ -98,6 +109,20 @@ def find_alignment(config: PreTrainedConfig, *, name: str, default: Alignment) -
     return cast(Alignment, alignment)
 
 
+def find_noise(config: PreTrainedConfig, *, name: str) -> Noise:
+    """Reads config.noise, which our own checkpoints of uniform diffusion carry.
+
+    Raises:
+        ValueError: neither "absorbing" nor "uniform".
+    """
+    noise = getattr(config, "noise", "absorbing")
+    if noise not in get_args(Noise):
+        raise ValueError(
+            f"config.noise of {name} must be one of {', '.join(get_args(Noise))}, got {noise!r}"
+        )
+    return cast(Noise, noise)
+
+
 def describe(
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -106,6 +131,9 @@ def describe(
     family: str,
     alignment: Alignment,
     mask_token_id: int,
+    max_length: int,
+    block_length: int | None,
+    uses_time: bool,
     num_parameters: int,
 ) -> DenoiserInfo:
     """Gathers the facts from a config and its tokenizer, if there is one.
@@ -127,6 +155,10 @@ def describe(
         name=name,
         family=family,
         alignment=alignment,
+        attention="full" if block_length is None else "block_causal",
+        block_length=block_length,
+        noise=find_noise(config, name=name),
+        uses_time=uses_time,
         mask_token_id=mask_token_id,
         pad_token_id=pad_token_id,
         bos_token_id=bos_token_id,
@@ -135,7 +167,7 @@ def describe(
         vocab_size=vocab_size,
         padded_vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
-        max_length=config.max_position_embeddings,
+        max_length=max_length,
         num_invalid_leading_positions=1 if alignment == "shifted" else 0,
         tokenizer_fingerprint="" if tokenizer is None else tokenizer_fingerprint(tokenizer),
         num_parameters=num_parameters,

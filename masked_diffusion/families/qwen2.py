@@ -41,7 +41,13 @@ class Qwen2(Denoiser):
     def head_bias(self) -> Tensor | None:
         return None
 
-    def raw_hidden_states(self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None) -> Tensor:
+    def raw_hidden_states(
+        self,
+        input_ids_BL: Tensor,
+        attention_mask_BL: Tensor | None,
+        *,
+        times_B: Tensor | None = None,
+    ) -> Tensor:
         body = cast(Qwen2ForCausalLM, self.model).model
         output = body(input_ids=input_ids_BL, attention_mask=attention_mask_BL, use_cache=False)
         return cast(Tensor, output.last_hidden_state)

@@ -52,7 +52,11 @@ class ControlledDenoiser(Qwen2):
             assert self._changed.wait_for(lambda: self._is_held, timeout=WAIT_S)
 
     def hidden_states(
-        self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None
+        self,
+        input_ids_BL: Tensor,
+        attention_mask_BL: Tensor | None = None,
+        *,
+        times_B: Tensor | None = None,
     ) -> Tensor:
         if self.is_broken:
             raise RuntimeError("out of order")
@@ -67,7 +71,7 @@ class ControlledDenoiser(Qwen2):
         if bool((input_ids_BL == self.poison_id).any()):
             raise RuntimeError("poisoned forward")
         with torch.no_grad():
-            return super().hidden_states(input_ids_BL, attention_mask_BL)
+            return super().hidden_states(input_ids_BL, attention_mask_BL, times_B=times_B)
 
     def _pass(self) -> None:
         with self._changed:

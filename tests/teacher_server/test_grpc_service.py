@@ -160,7 +160,9 @@ def test_the_description_lists_what_is_built_and_nothing_else(
     with connect(shared.address) as stub:
         told = stub.DescribeTeacher(pb.DescribeTeacherRequest())
     assert set(told.encodings) == {pb.ENCODING_HIDDEN, pb.ENCODING_TOP_K, pb.ENCODING_LOGITS}
-    assert set(told.algorithms) == set(pb.Algorithm.values()) - {0}
+    assert {pb.Algorithm.Name(value) for value in told.algorithms} == {
+        f"ALGORITHM_{name.upper()}" for name in ALGORITHMS
+    }
     assert set(told.captures) == {
         pb.CAPTURE_KIND_NONE,
         pb.CAPTURE_KIND_EVERY_N,

@@ -13,7 +13,13 @@ from tests import tiny_models
 class PadBlind(Qwen2):
     """A family that forgets the attention mask."""
 
-    def raw_hidden_states(self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None) -> Tensor:
+    def raw_hidden_states(
+        self,
+        input_ids_BL: Tensor,
+        attention_mask_BL: Tensor | None,
+        *,
+        times_B: Tensor | None = None,
+    ) -> Tensor:
         return super().raw_hidden_states(input_ids_BL, None)
 
 
