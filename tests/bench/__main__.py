@@ -35,6 +35,7 @@ class Bench(Protocol):
 
 # Names of modules, so that a bench's imports are paid for only where it runs.
 BENCHES: dict[str, str] = {
+    "families": "tests.bench.families",
     "parity": "tests.bench.parity",
     "overhead": "tests.bench.overhead",
 }

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from tests.bench import __main__ as command_line
-from tests.bench import overhead, parity
+from tests.bench import families, overhead, parity
 from tests.bench.processes import ROOT, Child
 from tests.bench.workload import Schedule, Workload
 
@@ -48,7 +48,7 @@ def test_an_unknown_bench_is_told_the_known_ones(capsys):
     assert command_line.main(["speed"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "unknown bench 'speed'; known: all, overhead, parity" in captured.err
+    assert "unknown bench 'speed'; known: all, families, overhead, parity" in captured.err
 
 
 def test_a_child_that_fails_is_an_error_with_its_last_words():
@@ -75,3 +75,12 @@ def test_the_overhead_of_a_tiny_run_has_every_figure_and_both_teachers_the_same_
     assert all(peak > memory["imports_mib"] for peak in memory["peak_rss_mib"].values())
     assert "client_overhead" in overhead.table(result)
     assert len(overhead.figure(result).axes) == 2
+
+
+def test_every_family_conforms_to_its_reference():
+    result = families.run(quick=True)
+    assert result["families"]
+    assert result["families_failing"] == 0
+    assert 0 < result["max_logit_err"] <= 1e-5
+    assert "0 of" in families.table(result)
+    assert len(families.figure(result).axes) == 1
