@@ -125,7 +125,9 @@ def save_denoiser(denoiser: Denoiser, folder: str | os.PathLike[str]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         fresh = Path(scratch) / "new"
-        denoiser.model.save_pretrained(fresh)
+        # By default a model is saved under the names that it was loaded from; the config that is
+        # saved beside it belongs to transformers' own.
+        denoiser.model.save_pretrained(fresh, save_original_format=False)
         if denoiser.tokenizer is not None:
             denoiser.tokenizer.save_pretrained(fresh)
         _share_mode(fresh)
