@@ -70,7 +70,7 @@ def load_tokenizer(
     path = Path(model)
     if path.is_dir() and not any((path / name).exists() for name in TOKENIZER_FILES):
         return None
-    class_name = get_tokenizer_config(model).get("tokenizer_class")
+    class_name = str(get_tokenizer_config(model).get("tokenizer_class"))
     if class_name in NATIVE_TOKENIZER_CLASSES:
         tokenizer = NATIVE_TOKENIZER_CLASSES[class_name].from_pretrained(model)
         # Else an export would name the code of the published repository.

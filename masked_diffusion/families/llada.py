@@ -36,6 +36,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "attention_layer_norm": False,
         "bias_for_layer_norm": None,
         "block_type": "sequential",
+        "bos_token_id": None,
         "embedding_size": None,
         "eos_token_id": None,
         "include_bias": False,
@@ -44,6 +45,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "input_emb_norm": False,
         "layer_norm_type": "default",
         "layer_norm_with_affine": True,
+        "logit_alignment": "aligned",
         "mask_token_id": 126336,
         "mlp_hidden_size": None,
         "mlp_ratio": 4,
@@ -103,7 +105,7 @@ class LLaDA(Llama):
                     f"config.{name} is {published[name]!r}, but LLaDA is served as a Llama, which "
                     f"needs {allowed[0]!r} as in LLaDA-8B; this checkpoint is another architecture"
                 )
-        return LlamaConfig(
+        config = LlamaConfig(
             vocab_size=published["embedding_size"] or published["vocab_size"],
             hidden_size=published["d_model"],
             intermediate_size=published["mlp_hidden_size"]
@@ -118,10 +120,11 @@ class LLaDA(Llama):
             rope_parameters={"rope_type": "default", "rope_theta": published["rope_theta"]},
             attention_dropout=published["attention_dropout"],
             tie_word_embeddings=published["weight_tying"],
-            bos_token_id=published.get("bos_token_id"),
+            bos_token_id=published["bos_token_id"],
             eos_token_id=published["eos_token_id"],
             pad_token_id=published["pad_token_id"],
             dtype=published.get("dtype", published.get("torch_dtype")),
-            mask_token_id=published["mask_token_id"],
-            logit_alignment=published.get("logit_alignment", cls.default_alignment),
         )
+        config.mask_token_id = published["mask_token_id"]
+        config.logit_alignment = published["logit_alignment"]
+        return config
