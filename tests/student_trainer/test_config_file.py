@@ -135,7 +135,7 @@ def test_lists_are_read_in_every_form(text, keys, tmp_path):
 
 @pytest.mark.parametrize("text", ["0,5,11", "[0, 5, 11]"])
 def test_lists_of_numbers_are_read_in_every_form(text):
-    assert load(f"--distill.student_layers={text}").distill.student_layers == [0, 5, 11]
+    assert load(ADDRESS, f"--distill.student_layers={text}").distill.student_layers == [0, 5, 11]
 
 
 def test_maps_keep_the_types_of_their_values():

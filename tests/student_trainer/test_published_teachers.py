@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def published_teacher(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[s
     return folder, checkpoints.load_denoiser(folder)
 
 
-def _student(teacher: str, **fields: object) -> Denoiser:
+def _student(teacher: str, **fields: Any) -> Denoiser:
     spec = StudentSpec(teacher_model_path=teacher, init_from_teacher=True, **fields)
     return build_student(spec, device="cpu", dtype=None).eval()
 
@@ -91,8 +92,8 @@ def test_a_config_without_weights_is_read_as_it_is(tmp_path: Path) -> None:
 
 def test_a_mask_that_nothing_names_is_given_by_an_override(tmp_path: Path) -> None:
     diffugpt.build_small(tmp_path)
-    overrides: dict[str, int | float | str | bool] = {"mask_token_id": diffugpt.MASK_TOKEN_ID}
-    student = _student(str(tmp_path), config_overrides={**overrides, "num_hidden_layers": 2})
+    overrides = {"mask_token_id": diffugpt.MASK_TOKEN_ID, "num_hidden_layers": 2}
+    student = _student(str(tmp_path), config_overrides=overrides)
     assert student.info.mask_token_id == diffugpt.MASK_TOKEN_ID
     assert student.model.config.n_layer == 2
 
