@@ -12,6 +12,7 @@ from masked_diffusion import pretrained
 from masked_diffusion.digests import tensors_digest, tokenizer_fingerprint, weights_digest
 from masked_diffusion.families import Denoiser, get_family, self_test
 from masked_diffusion.families.info import Alignment, find_mask_token_id
+from masked_diffusion.published_config import read_published_config
 
 CHECKPOINT_FILES = (
     "*.safetensors",
@@ -57,9 +58,7 @@ def load_denoiser(
             missing tensors, or a failed self-test. The message says how to mend it.
     """
     model = os.path.expanduser(model)
-    config_dict = pretrained.read_config_dict(model)
-    family = get_family(str(config_dict.get("model_type")))
-    config = family.read_config(config_dict)
+    family, config = read_published_config(model)
     tokenizer = pretrained.load_tokenizer(model, config, trust_remote_code=trust_remote_code)
     mask_token_id = find_mask_token_id(
         config,
@@ -125,7 +124,9 @@ def save_denoiser(denoiser: Denoiser, folder: str | os.PathLike[str]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         fresh = Path(scratch) / "new"
-        denoiser.model.save_pretrained(fresh)
+        # By default a model is saved under the names that it was loaded from; the config that is
+        # saved beside it belongs to transformers' own.
+        denoiser.model.save_pretrained(fresh, save_original_format=False)
         if denoiser.tokenizer is not None:
             denoiser.tokenizer.save_pretrained(fresh)
         _share_mode(fresh)

@@ -7,15 +7,25 @@ from typing import Any, cast
 import torch
 from transformers import (
     AutoTokenizer,
+    GPT2Tokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 GENERIC_TOKENIZER_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+NATIVE_TOKENIZER_CLASSES: Mapping[str, type[PreTrainedTokenizerBase]] = {
+    "DreamTokenizer": Qwen2Tokenizer,
+    "MaskTokenWrapper": GPT2Tokenizer,
+}
+"""transformers' own class for one that a published folder names and ships as code, or not at all.
+
+Vocabulary, merges, added and special tokens and the chat template are data, which both read.
+"""
 
 
 def read_config_dict(model: str) -> dict[str, Any]:
@@ -60,7 +70,13 @@ def load_tokenizer(
     path = Path(model)
     if path.is_dir() and not any((path / name).exists() for name in TOKENIZER_FILES):
         return None
-    if get_tokenizer_config(model).get("tokenizer_class") in GENERIC_TOKENIZER_CLASSES:
+    class_name = str(get_tokenizer_config(model).get("tokenizer_class"))
+    if class_name in NATIVE_TOKENIZER_CLASSES:
+        tokenizer = NATIVE_TOKENIZER_CLASSES[class_name].from_pretrained(model)
+        # Else an export would name the code of the published repository.
+        tokenizer.init_kwargs.pop("auto_map", None)
+        return tokenizer
+    if class_name in GENERIC_TOKENIZER_CLASSES:
         # AutoTokenizer goes by the model type here: transformers 5.23 puts Qwen2's own splitting
         # and normalisation in place of what tokenizer.json says, and encodes text differently.
         return PreTrainedTokenizerFast.from_pretrained(model)

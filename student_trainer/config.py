@@ -4,6 +4,7 @@ A run reads one YAML file and dotted overrides, `--train.lr=1e-4`; the names are
 original distillation scripts of Open-dLLM where those had one.
 """
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -164,6 +165,9 @@ class DistillConfig:
     init_student_from_teacher: bool | None = None
     """Copy the teacher's weights into the student (all, or evenly spaced layers for a shallower
     one). None = yes where model.model_path and model.config_path are both empty."""
+    student_layers: list[int] = field(default_factory=list)
+    """Layers of the teacher, counted from 0 and rising, that the student is made of, such as
+    [0, 5, 11], instead of evenly spaced ones; their number is the student's depth."""
     freeze_teacher: bool = True
     """The teacher is never trained: it lives in another process. Only true is possible."""
     use_stored_logits: bool = False
@@ -241,6 +245,13 @@ class DistillConfig:
         )
         counts = ("num_sampling_steps", "collect_every_n_steps", "prefetch_window", "top_k")
         _require_at_least(1, "distill", self, *counts)
+        rising = all(a < b for a, b in itertools.pairwise(self.student_layers))
+        _require(
+            rising and all(layer >= 0 for layer in self.student_layers),
+            "distill.student_layers",
+            self.student_layers,
+            "rising layers of the teacher, counted from 0",
+        )
         sampling = ("diffusion_temperature", "diffusion_top_k", "diffusion_alg_temp")
         _require_at_least(0, "distill", self, "states_per_trajectory", *sampling)
         _require(

@@ -40,7 +40,7 @@ def load_config(arguments: Sequence[str]) -> Config:
     values: dict[str, dict[str, object]] = {}
     for name, value in _read_arguments(arguments):
         section, _, key = name.partition(".")
-        is_list = _TYPES[name] == list[str]
+        is_list = _TYPES[name] in (list[str], list[int])
         values.setdefault(section, {})[key] = _split(value) if is_list else value
     try:
         return pydantic.TypeAdapter(Config).validate_python(_with_sections(values))

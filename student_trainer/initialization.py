@@ -1,14 +1,16 @@
-"""Starts a student from its teacher's weights: all of them, or evenly spaced layers."""
+"""Starts a student from its teacher's weights: all of them, or some of its layers."""
 
+import itertools
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from masked_diffusion.families import Denoiser
-from student_trainer.student_config import read_config
-from student_trainer.teacher_checkpoint import TeacherCheckpoint, open_teacher
+from masked_diffusion.published_config import read_published_config
+from masked_diffusion.tensor_files import TensorFiles, open_tensors
 
 IRRELEVANT_CONFIG_FIELDS = frozenset(
     {
@@ -34,17 +36,25 @@ IRRELEVANT_CONFIG_FIELDS = frozenset(
 """Fields in which teacher and student may differ without a copied weight meaning something else."""
 
 
-def copy_from_teacher(denoiser: Denoiser, teacher_model_path: str) -> None:
+def copy_from_teacher(
+    denoiser: Denoiser, teacher_model_path: str, *, layers: Sequence[int] = ()
+) -> None:
     """Overwrites the student's weights with the teacher's, read one tensor at a time.
 
-    A student of the same depth becomes a copy. A shallower one takes the layers of `teacher_layer`
-    and everything else as it is.
+    A student of the same depth becomes a copy. A shallower one takes some of the layers and
+    everything else as it is. The teacher may be published under other names: its family knows
+    them.
+
+    Args:
+        layers: The teacher's layer for each of the student's; empty takes those of
+            `spaced_layers`.
 
     Raises:
-        ValueError: The student is deeper, or differs in anything but depth.
+        ValueError: the student is deeper, or differs in anything but depth, or a layer is chosen
+            that the teacher does not have.
     """
+    family, teacher_config = read_published_config(teacher_model_path)
     student_config = denoiser.model.config
-    teacher_config = read_config(teacher_model_path)
     num_layers = int(student_config.num_hidden_layers)
     num_teacher_layers = int(teacher_config.num_hidden_layers)
     if num_layers > num_teacher_layers:
@@ -53,27 +63,46 @@ def copy_from_teacher(denoiser: Denoiser, teacher_model_path: str) -> None:
         )
     if differing := _differing_fields(student_config, teacher_config):
         raise _misfit(f"only the depth may differ, but so does {differing}")
-    teacher = open_teacher(teacher_model_path)
+    chosen = list(layers) or spaced_layers(num_layers, num_teacher_layers)
+    _require_layers(chosen, num_layers, num_teacher_layers)
+    teacher = open_tensors(teacher_model_path, family.key_mapping)
     with torch.no_grad():
-        for source, target in _pairs(denoiser, teacher, num_layers, num_teacher_layers):
+        for source, target in _pairs(denoiser, teacher, chosen):
             target.copy_(teacher.tensor(source))
 
 
-def teacher_layer(index: int, *, num_layers: int, num_teacher_layers: int) -> int:
-    """The teacher's layer that a shallower student's layer `index` is copied from.
+def spaced_layers(num_layers: int, num_teacher_layers: int) -> list[int]:
+    """The teacher's layers that a shallower student's are copied from, in order.
 
-    Evenly spaced with both ends: round(index * (num_teacher_layers - 1) / (num_layers - 1)), halves
-    to even; a single layer is the teacher's last, the one that the head was trained on.
+    Evenly spaced with both ends: round(i * (num_teacher_layers - 1) / (num_layers - 1)), halves to
+    even; a single layer is the teacher's last, the one that the head was trained on.
     """
     if num_layers == 1:
-        return num_teacher_layers - 1
-    return round(index * (num_teacher_layers - 1) / (num_layers - 1))
+        return [num_teacher_layers - 1]
+    step = (num_teacher_layers - 1) / (num_layers - 1)
+    return [round(i * step) for i in range(num_layers)]
+
+
+def _require_layers(chosen: list[int], num_layers: int, num_teacher_layers: int) -> None:
+    in_order = all(a < b for a, b in itertools.pairwise(chosen))
+    if not in_order or chosen[0] < 0 or chosen[-1] >= num_teacher_layers:
+        raise ValueError(
+            f"distill.student_layers must rise and lie in [0, {num_teacher_layers}), the teacher's "
+            f"layers, got {chosen}"
+        )
+    if len(chosen) != num_layers:
+        raise ValueError(
+            f"distill.student_layers has {len(chosen)} layers, the student {num_layers}; choose "
+            "one of the teacher's for each of the student's"
+        )
 
 
 def _differing_fields(student: PreTrainedConfig, teacher: PreTrainedConfig) -> str:
     ours, theirs = student.to_dict(), teacher.to_dict()
-    # Only what both state: a teacher from elsewhere has no logit_alignment in its config.
-    names = sorted(ours.keys() & theirs.keys() - IRRELEVANT_CONFIG_FIELDS)
+    aliases = student.attribute_map
+    irrelevant = {aliases.get(name, name) for name in IRRELEVANT_CONFIG_FIELDS}
+    # Only what both state: a teacher from elsewhere may not name its mask.
+    names = sorted((ours.keys() & theirs.keys()) - irrelevant)
     return ", ".join(
         f"{name} ({ours[name]!r}, the teacher's {theirs[name]!r})"
         for name in names
@@ -81,28 +110,20 @@ def _differing_fields(student: PreTrainedConfig, teacher: PreTrainedConfig) -> s
     )
 
 
-def _pairs(
-    denoiser: Denoiser, teacher: TeacherCheckpoint, num_layers: int, num_teacher_layers: int
-) -> list[tuple[str, Tensor]]:
+def _pairs(denoiser: Denoiser, teacher: TensorFiles, chosen: list[int]) -> list[tuple[str, Tensor]]:
     """The teacher's tensor name for each of the student's; everything is checked before a copy."""
 
     def source_of(name: str) -> str:
         return re.sub(
-            denoiser.layer_pattern,
-            lambda match: str(
-                teacher_layer(
-                    int(match.group()), num_layers=num_layers, num_teacher_layers=num_teacher_layers
-                )
-            ),
-            name,
-            count=1,
+            denoiser.layer_pattern, lambda match: str(chosen[int(match.group())]), name, count=1
         )
 
     # Tied tensors appear under each of their names, but a checkpoint holds only one of them.
+    shapes = teacher.shapes
     state = denoiser.model.state_dict(keep_vars=True)
-    pairs = {id(t): (source_of(n), t) for n, t in state.items() if source_of(n) in teacher.shapes}
+    pairs = {id(t): (source_of(n), t) for n, t in state.items() if source_of(n) in shapes}
     for name, tensor in state.items():
-        shape = teacher.shapes.get(source_of(name))
+        shape = shapes.get(source_of(name))
         if id(tensor) not in pairs:
             raise _misfit(f"the teacher has no tensor {source_of(name)}")
         if shape is not None and shape != tuple(tensor.shape):

@@ -46,13 +46,13 @@ def build_student(
         loaded = checkpoints.load_denoiser(spec.model_path, device=device, dtype=dtype)
         return loaded.train()
     sources = [path for path in (spec.config_path, spec.teacher_model_path) if path is not None]
-    config = read_config(sources[0], spec.config_overrides)
+    config = read_config(sources[0], spec.all_overrides)
     tokenizer = _find_tokenizer(sources, config)
     denoiser = checkpoints.new_denoiser(config, tokenizer, seed=spec.seed)
     # In the final dtype first: a copied bfloat16 weight then never exists in float32.
     denoiser.to(dtype=dtype)
     if spec.init_from_teacher and spec.teacher_model_path is not None:
-        copy_from_teacher(denoiser, spec.teacher_model_path)
+        copy_from_teacher(denoiser, spec.teacher_model_path, layers=spec.teacher_layers)
     return denoiser.to(device)
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from masked_diffusion import pretrained
 from masked_diffusion.families import get_family
+from masked_diffusion.published_config import read_published_config
 
 ConfigOverrides = dict[str, int | float | str | bool]
+
+DENOISER_FIELDS = ("logit_alignment", "mask_token_id")
+"""What a denoiser's config may say beyond its class's own fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,9 @@ class StudentSpec:
     """Fields to change in that config, such as num_hidden_layers."""
     init_from_teacher: bool = False
     """Copies the teacher's weights into the new student; see `copy_from_teacher`."""
+    teacher_layers: tuple[int, ...] = ()
+    """Layers of the teacher to copy, which gives the student its depth; empty spaces them evenly
+    over num_hidden_layers."""
     teacher_model_path: str | None = None
     """Folder or hub id of the teacher; only its config, tokenizer and single tensors are read."""
     seed: int = 0
@@ -42,6 +48,29 @@ class StudentSpec:
             raise ValueError(
                 "init_from_teacher needs teacher_model_path, got None; name the teacher's "
                 "checkpoint or set distill.init_student_from_teacher=false"
+            )
+        if self.teacher_layers:
+            self._require_copied_layers()
+
+    @property
+    def all_overrides(self) -> ConfigOverrides:
+        """The overrides with the depth that `teacher_layers` asks for."""
+        if not self.teacher_layers:
+            return self.config_overrides
+        return {**self.config_overrides, "num_hidden_layers": len(self.teacher_layers)}
+
+    def _require_copied_layers(self) -> None:
+        if not self.init_from_teacher:
+            raise ValueError(
+                f"teacher_layers is {list(self.teacher_layers)}, but no weights are copied; set "
+                "distill.init_student_from_teacher=true or leave distill.student_layers out"
+            )
+        depth = self.config_overrides.get("num_hidden_layers", len(self.teacher_layers))
+        if depth != len(self.teacher_layers):
+            raise ValueError(
+                f"num_hidden_layers is {depth}, but {len(self.teacher_layers)} layers are chosen "
+                f"({list(self.teacher_layers)}); leave model.config_overrides num_hidden_layers "
+                "out: the choice gives the depth"
             )
 
     def _require_no_second_origin(self) -> None:
@@ -61,10 +90,11 @@ def read_config(path: str, overrides: ConfigOverrides | None = None) -> PreTrain
             fields or does not fit the others.
     """
     overrides = overrides or {}
-    values = _read_config_dict(path)
-    family = get_family(str(values.get("model_type")))
-    values = family.read_config(values).to_dict()
-    known = sorted(values.keys())
+    config = _read_config(path)
+    values = config.to_dict()
+    # GPT-2 writes n_layer for num_hidden_layers, and takes both.
+    aliases = config.attribute_map
+    known = sorted({*values, *aliases, *DENOISER_FIELDS})
     for name in overrides:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
@@ -74,18 +104,20 @@ def read_config(path: str, overrides: ConfigOverrides | None = None) -> PreTrain
     if "num_hidden_layers" in overrides:
         # It has one entry a layer; the class fills it in again for the new depth.
         values.pop("layer_types", None)
+    changed = {aliases.get(name, name): value for name, value in overrides.items()}
     try:
-        return family.config_class.from_dict({**values, **overrides})
+        return type(config).from_dict({**values, **changed})
     except StrictDataclassError as error:
         raise ValueError(
             f"the config of {path!r} cannot be changed by {overrides}: {error}"
         ) from error
 
 
-def _read_config_dict(path: str) -> dict[str, object]:
+def _read_config(path: str) -> PreTrainedConfig:
     if not Path(path).is_file():
-        return pretrained.read_config_dict(path)
+        return read_published_config(path)[1]
     try:
-        return dict(PreTrainedConfig.get_config_dict(path)[0])
+        values, _ = PreTrainedConfig.get_config_dict(path)
     except OSError as error:
         raise ValueError(f"cannot read a model config from {path!r}: {error}") from error
+    return get_family(str(values.get("model_type"))).read_config(values)

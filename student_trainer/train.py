@@ -165,6 +165,7 @@ def _student_spec(config: Config) -> StudentSpec:
             config_path=config.model.config_path,
             config_overrides=dict(config.model.config_overrides),
             init_from_teacher=config.init_student_from_teacher,
+            teacher_layers=tuple(config.distill.student_layers),
             teacher_model_path=config.distill.teacher_model_path,
             seed=config.train.seed,
         )

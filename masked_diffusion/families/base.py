@@ -30,6 +30,8 @@ class Denoiser(nn.Module):
     """Of published checkpoints that name none, neither in config nor in tokenizer."""
     key_mapping: ClassVar[Mapping[str, str]] = {}
     """Regular expression in a published tensor's name -> its name in `model_class`."""
+    embedding_name: ClassVar[str | None] = None
+    """Native name of the embedding where its rows on disk, and not config.vocab_size, are right."""
     layer_pattern: ClassVar[str] = r"(?<=\blayers\.)\d+(?=\.)"
     """Finds a layer's index in a tensor's name, for a student that keeps some layers."""
 

@@ -133,6 +133,11 @@ def test_lists_are_read_in_every_form(text, keys, tmp_path):
     assert load_config([path, *REQUIRED]).data.text_keys == keys
 
 
+@pytest.mark.parametrize("text", ["0,5,11", "[0, 5, 11]"])
+def test_lists_of_numbers_are_read_in_every_form(text):
+    assert load(ADDRESS, f"--distill.student_layers={text}").distill.student_layers == [0, 5, 11]
+
+
 def test_maps_keep_the_types_of_their_values():
     config = load(
         '--model.config_overrides={"num_hidden_layers": 4, "rms_norm_eps": 1.0e-5, '
@@ -259,6 +264,8 @@ def test_a_second_file_is_refused(tmp_path):
         ("--train.lr=null", "train.lr: Input should be a valid number"),
         ("--train.save_hf_weights=2", "train.save_hf_weights: Input should be a valid boolean"),
         ("--train.lr_decay_style=step", "should be 'cosine', 'linear' or 'constant', got 'step'"),
+        ("--distill.student_layers=5,0", "must be rising layers of the teacher, counted from 0"),
+        ("--distill.student_layers=-1,0", "must be rising layers of the teacher"),
         ("--data.text_keys=3", "data.text_keys: Input should be a valid list, got 3"),
         (
             "--model.config_overrides=4",

@@ -5,10 +5,9 @@ import pytest
 import safetensors
 import torch
 
-from masked_diffusion import checkpoints
+from masked_diffusion import checkpoints, tensor_files
 from masked_diffusion.families import Denoiser
-from student_trainer import teacher_checkpoint
-from student_trainer.initialization import copy_from_teacher, teacher_layer
+from student_trainer.initialization import copy_from_teacher, spaced_layers
 from student_trainer.student import StudentSpec, TeacherFacts, build_student, check_vocabulary
 from student_trainer.student_config import read_config
 from tests import tiny_models
@@ -56,21 +55,13 @@ def logits(denoiser: Denoiser) -> torch.Tensor:
     ],
 )
 def test_layers_are_taken_evenly_with_both_ends(num_layers, num_teacher_layers, layers):
-    taken = [
-        teacher_layer(i, num_layers=num_layers, num_teacher_layers=num_teacher_layers)
-        for i in range(num_layers)
-    ]
-    assert taken == layers
+    assert spaced_layers(num_layers, num_teacher_layers) == layers
 
 
 def test_no_layer_is_taken_twice():
     for num_teacher_layers in range(1, 65):
         for num_layers in range(1, num_teacher_layers + 1):
-            taken = {
-                teacher_layer(i, num_layers=num_layers, num_teacher_layers=num_teacher_layers)
-                for i in range(num_layers)
-            }
-            assert len(taken) == num_layers
+            assert len(set(spaced_layers(num_layers, num_teacher_layers))) == num_layers
 
 
 # Copies ---------------------------------------------------------------------
@@ -119,13 +110,13 @@ def test_sharded_checkpoints_are_read_and_each_tensor_once(
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 1
     read: list[str] = []
-    tensor = teacher_checkpoint.TeacherCheckpoint.tensor
+    tensor = tensor_files.TensorFiles.tensor
 
     def recorded(self, name):
         read.append(name)
         return tensor(self, name)
 
-    monkeypatch.setattr(teacher_checkpoint.TeacherCheckpoint, "tensor", recorded)
+    monkeypatch.setattr(tensor_files.TensorFiles, "tensor", recorded)
     config_class = type(sharded.model.config)
     shallow = config_class.from_dict(
         {**sharded.model.config.to_dict(), "num_hidden_layers": 2, "layer_types": None}
@@ -141,7 +132,7 @@ def test_sharded_checkpoints_are_read_and_each_tensor_once(
 
 
 def test_opening_a_teacher_reads_no_tensor(teacher, teacher_path):
-    opened = teacher_checkpoint.open_teacher(teacher_path)
+    opened = tensor_files.open_tensors(teacher_path, {})
     assert not any(isinstance(value, torch.Tensor) for value in vars(opened).values())
     expected = {name: tuple(tensor.shape) for name, tensor in teacher.model.named_parameters()}
     assert opened.shapes == expected
