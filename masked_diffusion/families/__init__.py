@@ -1,12 +1,19 @@
 """Families: how one kind of checkpoint is loaded and called. One file and one line each."""
 
 from masked_diffusion.families.base import EXCLUDED_LOGIT, Denoiser, padding_mask
+from masked_diffusion.families.bert import Bert
 from masked_diffusion.families.info import DenoiserInfo
+from masked_diffusion.families.modernbert import ModernBert
 from masked_diffusion.families.qwen2 import Qwen2
+from masked_diffusion.families.roberta import Roberta, XlmRoberta
 from masked_diffusion.families.self_test import self_test
 
 FAMILIES: dict[str, type[Denoiser]] = {
+    "bert": Bert,
+    "modernbert": ModernBert,
     "qwen2": Qwen2,
+    "roberta": Roberta,
+    "xlm-roberta": XlmRoberta,
 }
 
 
