@@ -36,10 +36,10 @@ $(STAMP): FORCE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench protos clean distclean FORCE
+.PHONY: help setup demo example-antibody test lint format bench protos clean distclean FORCE
 
 help: ## Print the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@awk '/^# Settings/ {on = 1} /^$$/ {on = 0} on {print substr($$0, 3)}' $(firstword $(MAKEFILE_LIST))
 
 $(STAMP): pyproject.toml $(wildcard $(CONSTRAINTS))
@@ -56,6 +56,9 @@ setup: $(STAMP) ## Make the virtual environment .venv with everything in it
 
 demo: $(STAMP) ## Distil a small teacher on real text over gRPC and write a report (QUICK=1: tiny)
 	$(BIN)/distill demo --work-dir $(DEMO_DIR) $(QUICK_FLAG)
+
+example-antibody: $(STAMP) ## Distil AntiBERTy, which pip downloads (97 MB), and write a report (QUICK=1: tiny)
+	$(BIN)/python -m examples.antibody $(QUICK_FLAG)
 
 test: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

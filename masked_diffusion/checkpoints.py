@@ -22,7 +22,9 @@ CHECKPOINT_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
+    "sentencepiece.bpe.model",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "chat_template*",
 )

@@ -96,9 +96,11 @@ def tokenize_documents(
 
     Every chunk starts with the beginning-of-sequence token where the tokenizer has one: families
     whose logits are shifted cannot predict position 0, so no token of the data may stand there.
+    Tokenizers of encoders call the two [CLS] and [SEP]; a masked LM that never saw a sequence
+    without them does worse on one.
     A tail with fewer than `min_chunk_tokens` tokens of data is dropped and counted.
     """
-    chunks = _Chunks(_optional_id(tokenizer.bos_token_id), chunking)
+    chunks = _Chunks(_frame(tokenizer)[0], chunking)
     num_documents = 0
     for prompt_ids, text_ids in _encoded(documents, tokenizer):
         num_documents += 1
@@ -122,7 +124,7 @@ def tokenize_documents(
 class _Chunks:
     """Grows by one document at a time."""
 
-    bos_token_id: int | None
+    first_token_id: int | None
     chunking: Chunking
     pieces: list[np.ndarray] = field(default_factory=list)
     prompt_lengths: list[int] = field(default_factory=list)
@@ -130,7 +132,7 @@ class _Chunks:
     num_dropped_tokens: int = 0
 
     def add(self, ids: np.ndarray, *, num_prompt: int) -> None:
-        head = [] if self.bos_token_id is None else [self.bos_token_id]
+        head = [] if self.first_token_id is None else [self.first_token_id]
         size = self.chunking.max_seq_len - len(head)
         for start in range(0, len(ids), size):
             piece = ids[start : start + size]
@@ -146,8 +148,8 @@ class _Chunks:
 def _encoded(
     documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[list[int], list[int]]]:
-    eos_token_id = _optional_id(tokenizer.eos_token_id)
-    tail = [] if eos_token_id is None else [eos_token_id]
+    last_token_id = _frame(tokenizer)[1]
+    tail = [] if last_token_id is None else [last_token_id]
     iterator = iter(documents)
     while group := list(islice(iterator, DOCUMENTS_PER_CALL)):
         prompts = _encode([document.prompt for document in group], tokenizer)
@@ -163,9 +165,16 @@ def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[i
     return token_ids
 
 
-def _optional_id(token_id: int | list[int] | None) -> int | None:
-    assert not isinstance(token_id, list)
-    return token_id
+def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int | None]:
+    """Finds the ids that begin a chunk and end a document, None where there is none."""
+    names = (("bos_token_id", "cls_token_id"), ("eos_token_id", "sep_token_id"))
+    first, last = (
+        next(
+            (token_id for name in pair if (token_id := getattr(tokenizer, name)) is not None), None
+        )
+        for pair in names
+    )
+    return first, last
 
 
 def _cache_digest(
@@ -178,7 +187,7 @@ def _cache_digest(
         (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
         for path in data_files(train_path)
     ]
-    tokens = [tokenizer_fingerprint(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id]
+    tokens = [tokenizer_fingerprint(tokenizer), *_frame(tokenizer)]
     key = [CACHE_VERSION, files, list(text_keys), tokens, asdict(chunking)]
     return hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
 

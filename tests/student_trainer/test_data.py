@@ -5,6 +5,7 @@ import pytest
 
 from student_trainer.data import Chunking, load_dataset, tokenize_documents
 from student_trainer.documents import Document
+from tests.fixtures import modernbert
 from tests.tiny_models import PYTHON_SOURCES
 
 
@@ -120,3 +121,10 @@ def test_nothing_left_is_an_error_with_the_counts(tiny_tokenizer):
 def test_lengths_that_cannot_work_are_refused(max_seq_len, min_chunk_tokens):
     with pytest.raises(ValueError, match="need 1 <= min_chunk_tokens < max_seq_len"):
         Chunking(max_seq_len=max_seq_len, min_chunk_tokens=min_chunk_tokens)
+
+
+def test_an_encoders_tokenizer_frames_with_cls_and_sep():
+    tokenizer = modernbert._tokenizer()
+    dataset = tokenize(["return self"], tokenizer, max_seq_len=64)
+    ids = dataset.sequence(0).tolist()
+    assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)

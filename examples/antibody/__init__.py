@@ -1,0 +1,1 @@
+"""Distils AntiBERTy, a published masked language model of antibodies, into one a tenth its size."""
