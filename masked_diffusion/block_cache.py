@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -230,7 +229,7 @@ def _stacked(caches: Sequence[BlockCache | None], length: int) -> list[tuple[Ten
     """Pads caches to one length: per layer [B, heads, length, head size]; none for length 0."""
     if not length:
         return []
-    some = cast(BlockCache, next(cache for cache in caches if cache is not None))
+    some = next(cache for cache in caches if cache is not None)
 
     def stack(layer: int, part: int) -> Tensor:
         empty = some.layers[layer][part][:, :0]

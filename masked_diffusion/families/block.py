@@ -55,9 +55,7 @@ class BlockDenoiser(Denoiser):
             ValueError: no block length, or sliding-window layers.
         """
         if "sliding_attention" in (getattr(config, "layer_types", None) or []):
-            raise ValueError(
-                "use_sliding_window must be false: a block sees every block before it"
-            )
+            raise ValueError("use_sliding_window must be false: a block sees every block before it")
         block_length = cls.block_length(config)
         if block_length is None:
             raise ValueError(

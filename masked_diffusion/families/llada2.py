@@ -88,5 +88,9 @@ class Llada2Moe(BlockDenoiser):
             },
         )
         # use_qk_norm and the factor are the published code's defaults; GLM's differ.
-        defaults = {"use_qk_norm": True, "partial_rotary_factor": 0.5, "num_nextn_predict_layers": 0}
+        defaults = {
+            "use_qk_norm": True,
+            "partial_rotary_factor": 0.5,
+            "num_nextn_predict_layers": 0,
+        }
         return super().read_config({**defaults, **values})

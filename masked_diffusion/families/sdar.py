@@ -2,7 +2,14 @@
 
 from typing import ClassVar
 
-from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
@@ -50,8 +57,8 @@ class Sdar(BlockDenoiser):
     """
 
     family = "sdar"
-    config_class = SdarConfig
-    model_class = SdarForCausalLM
+    config_class: ClassVar[type[PreTrainedConfig]] = SdarConfig
+    model_class: ClassVar[type[PreTrainedModel]] = SdarForCausalLM
     default_alignment: ClassVar[Alignment] = "aligned"
     default_mask_token_id = 151669
     default_block_length = 4
