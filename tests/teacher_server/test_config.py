@@ -31,7 +31,7 @@ def test_waits_may_be_0_but_not_negative_or_endless(name: str, value: float) -> 
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf])
 def test_a_cache_may_be_0_but_not_negative_or_endless(value: float) -> None:
     EngineConfig(max_cache_bytes=0)
-    with pytest.raises(ValueError, match="^max_cache_bytes must be finite and not negative"):
+    with pytest.raises(ValueError, match=r"^max_cache_bytes must be finite and not negative"):
         EngineConfig(max_cache_bytes=value)  # type: ignore[arg-type]
 
 
