@@ -5,6 +5,8 @@ from torch import Tensor
 from masked_diffusion.block_cache import BlockCaches, BlockRow
 from masked_diffusion.checkpoints import load_denoiser
 from masked_diffusion.families import Denoiser
+from masked_diffusion.samplers import SamplerConfig
+from masked_diffusion.sampling import sample
 from tests.fixtures.block_diffusion import FIXTURES, MASK_ID
 
 ATOL = 1e-5
@@ -89,3 +91,24 @@ def test_a_finished_token_that_changes_costs_a_new_start(denoiser: Denoiser) -> 
 def test_full_attention_has_no_cache(tiny_denoiser: Denoiser) -> None:
     with pytest.raises(ValueError, match="has full attention"):
         BlockCaches(tiny_denoiser, max_bytes=0)
+
+
+def test_sampling_in_process_is_the_same_with_and_without_a_cache(denoiser: Denoiser) -> None:
+    start_L = _starts()[0]
+    start_L[17:] = 5
+    config = SamplerConfig(algorithm="maskgit_plus", num_steps=9)
+    results = [
+        sample(
+            denoiser,
+            start_L[None],
+            frozen_BL=(start_L != MASK_ID)[None],
+            lengths_B=torch.tensor([len(start_L)]),
+            config=config,
+            seeds=[0],
+            sequence_ids=[0],
+            max_cache_bytes=max_cache_bytes,
+        )
+        for max_cache_bytes in (PLENTY, 0)
+    ]
+    assert torch.equal(results[0].x, results[1].x)
+    assert not bool((results[0].x == MASK_ID).any())
