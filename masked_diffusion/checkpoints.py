@@ -40,6 +40,7 @@ def load_denoiser(
     run_self_test: bool = True,
     mask_token_id: int | None = None,
     alignment: Alignment | None = None,
+    block_length: int | None = None,
 ) -> Denoiser:
     """Loads a checkpoint from a folder or the hub, ready to denoise (evaluation mode).
 
@@ -54,6 +55,7 @@ def load_denoiser(
         run_self_test: Proves full attention and invisible padding first.
         mask_token_id: Overrides what config and tokenizer say.
         alignment: Overrides what the config or the family says.
+        block_length: Positions of a block, for block diffusion; overrides likewise.
 
     Raises:
         ValueError: no such folder or hub id, unknown model_type, no mask id, no safetensors,
@@ -71,6 +73,8 @@ def load_denoiser(
     )
     if alignment is not None:
         config.logit_alignment = alignment
+    if block_length is not None:
+        config.block_length = block_length
     family.prepare_config(config)
     weights = pretrained.load_weights(
         model, family.model_class, config, dtype=dtype, key_mapping=family.key_mapping

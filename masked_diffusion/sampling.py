@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from masked_diffusion.block_cache import MAX_CACHE_BYTES, BlockCaches, BlockRow
 from masked_diffusion.families import Denoiser, padding_mask
 from masked_diffusion.samplers import RowBatch, SamplerConfig, TokenSamples, get_sampler
 from masked_diffusion.samplers.base import Confidence
@@ -37,6 +38,7 @@ def sample(
     config: SamplerConfig,
     seeds: Sequence[int],
     sequence_ids: Sequence[int],
+    max_cache_bytes: int = MAX_CACHE_BYTES,
 ) -> SampleResult:
     """Runs every row through all steps; rows that are finished or idle leave the forward.
 
@@ -49,7 +51,10 @@ def sample(
         seeds: [B], of each row's request.
         sequence_ids: [B], within the request. The same (seed, id) gives the same result in any
             batch.
+        max_cache_bytes: Of keys and values of finished blocks, with a block-causal denoiser.
     """
+    is_blocked = denoiser.info.attention == "block_causal"
+    caches = BlockCaches(denoiser, max_bytes=max_cache_bytes) if is_blocked else None
     x_BL, lengths_B = x_BL.cpu(), lengths_B.cpu()
     frozen_BL = frozen_BL.cpu() | (torch.arange(x_BL.shape[1]) >= lengths_B[:, None])
     unmask_steps_BL = torch.full_like(x_BL, -1)
@@ -63,7 +68,7 @@ def sample(
             seeds=list(seeds),
             sequence_ids=list(sequence_ids),
         )
-        next_BL, active_B = _advance(denoiser, rows, lengths_B, config)
+        next_BL, active_B = _advance(denoiser, rows, lengths_B, config, caches)
         mask_token_id = denoiser.info.mask_token_id
         unmasked_BL = (x_BL == mask_token_id) & (next_BL != mask_token_id)
         unmask_steps_BL[unmasked_BL] = step
@@ -73,7 +78,11 @@ def sample(
 
 
 def _advance(
-    denoiser: Denoiser, rows: RowBatch, lengths_B: Tensor, config: SamplerConfig
+    denoiser: Denoiser,
+    rows: RowBatch,
+    lengths_B: Tensor,
+    config: SamplerConfig,
+    caches: BlockCaches | None,
 ) -> tuple[Tensor, Tensor]:
     """Takes one step: the next state, and which rows needed the denoiser for it."""
     sampler = get_sampler(config.algorithm)
@@ -83,9 +92,16 @@ def _advance(
     tokens_BL = torch.zeros_like(rows.x_BL)
     confidence_BL = torch.zeros(rows.x_BL.shape)
     if active_B.any():
+        if caches is None:
+            hidden_MD = _hidden_at(
+                denoiser, rows.x_BL[active_B], lengths_B[active_B], decided_BL[active_B]
+            )
+        else:
+            masked_BL = rows.masked(mask_token_id=mask_token_id)
+            hidden_MD = _hidden_by_blocks(caches, rows.x_BL, masked_BL, lengths_B, decided_BL)
         samples = decide_tokens(
             denoiser,
-            _hidden_at(denoiser, rows.x_BL[active_B], lengths_B[active_B], decided_BL[active_B]),
+            hidden_MD,
             config=config,
             confidence=sampler.confidence,
             uniforms_M=rows.uniforms("token")[decided_BL],
@@ -112,6 +128,25 @@ def _hidden_at(denoiser: Denoiser, x_BL: Tensor, lengths_B: Tensor, decided_BL: 
         None if mask_BL is None else mask_BL.to(denoiser.device),
     )
     return hidden_BLD[decided_BL[:, :longest].to(denoiser.device)]
+
+
+def _hidden_by_blocks(
+    caches: BlockCaches, x_BL: Tensor, masked_BL: Tensor, lengths_B: Tensor, decided_BL: Tensor
+) -> Tensor:
+    """Runs the block at work of the active rows: [M, D] where decided."""
+    rows = [
+        BlockRow(
+            key=index,
+            ids_L=x_BL[index, :length],
+            open_L=masked_BL[index, :length],
+            needed_L=decided_BL[index, :length],
+        )
+        for index, length in enumerate(lengths_B.tolist())
+        if decided_BL[index].any()
+    ]
+    hidden_BLD = caches.hidden_states(rows)
+    decided_BL = decided_BL[decided_BL.any(-1), : hidden_BLD.shape[1]]
+    return hidden_BLD[decided_BL.to(hidden_BLD.device)]
 
 
 def decide_tokens(

@@ -107,24 +107,31 @@ class TeacherClient:
         *,
         sequence_ids: Sequence[int],
         targets: wire.TargetSpec,
+        clean: Sequence[np.ndarray] | None = None,
     ) -> Iterator[codec.StepTargets]:
         """Targets of the states at their masked positions, in the order they finish.
 
         Args:
             states: [L] integer ids each.
             sequence_ids: unique names; the answers carry them.
+            clean: the states without noise, [L] each; sent to a block-causal teacher alone, since
+                no other sees them.
 
         Yields:
             One record per state, with the state attached after its digest was checked.
         """
         missing = dict(zip(sequence_ids, states, strict=True))
         description = self.describe()
+        clean_of: dict[int, np.ndarray] = {}
+        if clean is not None and description.is_block_causal:
+            clean_of = dict(zip(sequence_ids, clean, strict=True))
 
         def ask(replica: Replica) -> Generator[codec.StepTargets]:
             request = pb.ScoreStatesRequest(
                 context=self._context(description),
                 states=wire.sequences_message(list(missing), list(missing.values())),
                 targets=targets.to_message(),
+                clean_token_ids=wire.int32_bytes([clean_of[i] for i in missing if i in clean_of]),
             )
             call = replica.stub.ScoreStates(request, timeout=self._replicas.policy.call_timeout_s)
             for record in self._items(call, replica.name):

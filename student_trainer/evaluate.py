@@ -152,8 +152,12 @@ def _masked_hidden(
         lengths_B = states.lengths_B[rows].to(device)
         width = int(lengths_B.max())
         masked_BL = states.masked_BL[rows, :width].to(device)
+        # Block diffusion is trained and bounded with the blocks before a position's own clean.
+        is_blocked = denoiser.info.attention == "block_causal"
         hidden_BLD = denoiser.hidden_states(
-            states.xt_BL[rows, :width].to(device), padding_mask(lengths_B, width)
+            states.xt_BL[rows, :width].to(device),
+            padding_mask(lengths_B, width),
+            clean_ids_BL=states.x0_BL[rows, :width].to(device) if is_blocked else None,
         )
         yield rows, masked_BL, hidden_BLD[masked_BL]
 

@@ -62,8 +62,14 @@ class DistillationObjective(nn.Module):
         device = self.denoiser.device
         xt_BL = batch.xt_BL.to(device)
         mask_BL = padding_mask(batch.lengths_B, xt_BL.shape[1])
+        is_blocked = self.denoiser.info.attention == "block_causal"
+        clean_BL = batch.clean_BL if is_blocked else None
         with torch.autocast(device.type, torch.bfloat16, enabled=self._mixed_precision):
-            return self.denoiser(xt_BL, None if mask_BL is None else mask_BL.to(device))
+            return self.denoiser(
+                xt_BL,
+                None if mask_BL is None else mask_BL.to(device),
+                clean_ids_BL=None if clean_BL is None else clean_BL.to(device),
+            )
 
     def _weights(self, batch: StateBatch) -> Tensor:
         counts_B = batch.loss_BL.sum(-1)

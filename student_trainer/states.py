@@ -38,6 +38,10 @@ class StateBatch:
     """[B] int64 positions that could have been masked."""
     targets: losses.Targets | None
     """The teacher's, at the same M positions; None without a teacher."""
+    clean_BL: Tensor | None = None
+    """[B, L] int64, the states without noise: what a block-causal student sees of the blocks
+    before a position's own. None where they are not known to be this state's: a trajectory's,
+    whose earlier blocks hold no mask, are the state itself."""
 
     @property
     def num_masked(self) -> int:
@@ -132,7 +136,11 @@ class NoisedStates:
         targets = None
         if self.teacher is not None:
             states = unpad(noised.xt_BL, batch.lengths_B)
-            records = self.teacher.score(states, sequence_ids=sequence_ids)
+            records = self.teacher.score(
+                states,
+                sequence_ids=sequence_ids,
+                clean=unpad(batch.input_ids_BL, batch.lengths_B),
+            )
             check_positions(records, noised.masked_BL)
             targets = self.teacher.to_loss_targets(records)
         return [
@@ -144,6 +152,7 @@ class NoisedStates:
                 t_B=noised.t_B,
                 num_maskable_B=maskable_BL.sum(-1),
                 targets=targets,
+                clean_BL=batch.input_ids_BL,
             )
         ]
 

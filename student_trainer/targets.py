@@ -38,9 +38,18 @@ class TargetSource(Protocol):
         ...
 
     def score(
-        self, states: Sequence[np.ndarray], *, sequence_ids: Sequence[int]
+        self,
+        states: Sequence[np.ndarray],
+        *,
+        sequence_ids: Sequence[int],
+        clean: Sequence[np.ndarray] | None = None,
     ) -> list[codec.StepTargets]:
-        """One record per state, in the order of the states."""
+        """One record per state, in the order of the states.
+
+        Args:
+            clean: The states without noise, which a block-causal teacher sees before a position's
+                own block; others do not.
+        """
         ...
 
     def sample(
@@ -95,12 +104,18 @@ class RemoteTeacher:
         )
 
     def score(
-        self, states: Sequence[np.ndarray], *, sequence_ids: Sequence[int]
+        self,
+        states: Sequence[np.ndarray],
+        *,
+        sequence_ids: Sequence[int],
+        clean: Sequence[np.ndarray] | None = None,
     ) -> list[codec.StepTargets]:
         """One record per state, in the order of the states."""
         records = {
             record.sequence_id: record
-            for record in self._client.score(states, sequence_ids=sequence_ids, targets=self._spec)
+            for record in self._client.score(
+                states, sequence_ids=sequence_ids, targets=self._spec, clean=clean
+            )
         }
         return [records[sequence_id] for sequence_id in sequence_ids]
 

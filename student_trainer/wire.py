@@ -1,6 +1,6 @@
 """What the client asks and what it is told, in plain types: messages stay inside this file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -110,6 +110,8 @@ class TeacherDescription:
     head_digest: str
     num_invalid_leading_positions: int
     num_parameters: int
+    block_length: int
+    """Positions of a block; 0 with full attention."""
     encodings: tuple[str, ...]
     algorithms: tuple[str, ...]
     max_sequences: int
@@ -132,6 +134,7 @@ class TeacherDescription:
             head_digest=message.head_digest,
             num_invalid_leading_positions=message.num_invalid_leading_positions,
             num_parameters=message.num_parameters,
+            block_length=message.block_length,
             encodings=tuple(encodings[value] for value in message.encodings if value in encodings),
             algorithms=tuple(
                 algorithms[value] for value in message.algorithms if value in algorithms
@@ -139,6 +142,11 @@ class TeacherDescription:
             max_sequences=message.limits.max_sequences,
             max_tokens=message.limits.max_tokens,
         )
+
+    @property
+    def is_block_causal(self) -> bool:
+        """True where the teacher sees the blocks before a position's own clean, if it is told."""
+        return self.block_length > 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -199,6 +207,11 @@ def sequences_message(sequence_ids: Sequence[int], states: Sequence[np.ndarray])
     """Ragged ids of several sequences."""
     return pb.Sequences(
         sequence_ids=sequence_ids,
-        token_ids=b"".join(np.ascontiguousarray(ids, dtype="<i4").tobytes() for ids in states),
+        token_ids=int32_bytes(states),
         lengths=[len(ids) for ids in states],
     )
+
+
+def int32_bytes(rows: Iterable[np.ndarray]) -> bytes:
+    """Numbers of several rows, one after another, as the contract has them."""
+    return b"".join(np.ascontiguousarray(row, dtype="<i4").tobytes() for row in rows)

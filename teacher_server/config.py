@@ -38,6 +38,9 @@ class EngineConfig:
     """Bytes of targets that one stream may hold before its rows wait for the reader."""
     max_head_elements: int = 16_777_216
     """Elements of one chunk of logits, positions times vocabulary; bounds the head's memory."""
+    max_cache_bytes: int = 1_073_741_824
+    """Bytes of keys and values that trajectories of a block-causal teacher may hold; rows beyond
+    it compute their finished blocks again at every step. 0 caches nothing."""
     deterministic: bool = False
     """One row a step: results are bit-identical whatever else is served, at the cost of speed."""
     health_interval_s: float = 30.0
@@ -53,6 +56,7 @@ class EngineConfig:
             "max_head_elements",
             "health_interval_s",
         )
+        _require_not_negative(self, "max_cache_bytes")
         if not 0 <= self.max_padding_fraction < 1:
             raise ValueError(
                 f"max_padding_fraction must be in [0, 1), got {self.max_padding_fraction}"

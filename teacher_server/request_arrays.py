@@ -95,6 +95,38 @@ class ArrayReader:
             self.check_predictable(positions, index, field=field)
         return chosen
 
+    def clean(
+        self, message: pb.ScoreStatesRequest, states: list[np.ndarray]
+    ) -> list[np.ndarray] | None:
+        """The clean ids of each state, [L] int32; None where there are none."""
+        if not message.clean_token_ids:
+            return None
+        field = "clean_token_ids"
+        if self._info.attention != "block_causal":
+            raise invalid(
+                field,
+                "must be empty: this teacher's attention is full, so it sees the state and no "
+                "clean blocks before it",
+            )
+        state = np.concatenate(states) if states else np.zeros(0, dtype=_INT32)
+        flat = _read_int32(message.clean_token_ids, len(state), field=field)
+        mask_token_id = self._info.mask_token_id
+        bad = np.flatnonzero((flat < 0) | (flat >= self._info.vocab_size) | (flat == mask_token_id))
+        if len(bad):
+            raise invalid(
+                field,
+                f"has id {flat[bad[0]]} at index {bad[0]}; clean ids lie in the vocabulary "
+                f"[0, {self._info.vocab_size}) and are never the mask id {mask_token_id}",
+            )
+        differs = np.flatnonzero((state != mask_token_id) & (state != flat))
+        if len(differs):
+            raise invalid(
+                field,
+                f"has id {flat[differs[0]]} at index {differs[0]}, where the state has "
+                f"{state[differs[0]]}; a state differs from its clean ids only where it is masked",
+            )
+        return _cut(flat, np.asarray([len(ids) for ids in states], dtype=np.int64))
+
     def check_predictable(self, positions: np.ndarray, index: int, *, field: str) -> None:
         """Refuses a prediction for a leading position that the teacher never learned."""
         first = self._info.num_invalid_leading_positions

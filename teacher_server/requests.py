@@ -43,6 +43,7 @@ class RequestParser:
         chosen: list[np.ndarray] | None = None
         if message.HasField("positions"):
             chosen = self._arrays.positions(message.positions, states, field="positions")
+        clean = self._arrays.clean(message, states)
         request = self._request("score", message, stream, remaining_s)
         for index, ids in enumerate(states):
             positions = chosen[index] if chosen is not None else None
@@ -53,6 +54,9 @@ class RequestParser:
                 request=request,
                 sequence_id=message.states.sequence_ids[index],
                 x_L=torch.from_numpy(ids.astype(np.int64)),
+                clean_x_L=None
+                if clean is None
+                else torch.from_numpy(clean[index].astype(np.int64)),
                 frozen_L=torch.zeros(len(ids), dtype=torch.bool),
                 positions_M=None if chosen is None else positions,
                 max_positions=len(positions),

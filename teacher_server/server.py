@@ -199,6 +199,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--mask-token-id", type=int, default=None, help="only where the checkpoint names none"
     )
     parser.add_argument(
+        "--block-length",
+        type=int,
+        default=None,
+        help="positions of a block, where a block-diffusion checkpoint names none",
+    )
+    parser.add_argument(
         "--trust-remote-code", action="store_true", help="run code that the checkpoint brings"
     )
     parser.add_argument(
@@ -238,6 +244,7 @@ def _load(arguments: argparse.Namespace) -> Denoiser:
         trust_remote_code=arguments.trust_remote_code,
         run_self_test=not arguments.skip_self_test,
         mask_token_id=arguments.mask_token_id,
+        block_length=arguments.block_length,
     )
     denoiser.eval().requires_grad_(False)
     logger.info("loaded model=%s load_s=%.1f", arguments.model, time.monotonic() - started_s)

@@ -120,12 +120,26 @@ class Denoiser(nn.Module):
         """
         raise NotImplementedError
 
+    def raw_two_stream_hidden_states(
+        self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None, clean_ids_BL: Tensor
+    ) -> Tensor:
+        """Runs the body on states whose earlier blocks are seen clean, as in training.
+
+        Raises:
+            ValueError: full attention, which has no blocks.
+        """
+        raise ValueError(
+            f"clean_ids_BL must be None for {self.info.name}: its attention is full, only "
+            "block-causal attention sees the blocks before a position's own clean"
+        )
+
     def hidden_states(
         self,
         input_ids_BL: Tensor,
         attention_mask_BL: Tensor | None = None,
         *,
         times_B: Tensor | None = None,
+        clean_ids_BL: Tensor | None = None,
     ) -> Tensor:
         """Runs the body and aligns its output: row p is what the head turns into token p.
 
@@ -134,12 +148,19 @@ class Denoiser(nn.Module):
             attention_mask_BL: [B, L], true for real positions; None where nothing is padded,
                 which keeps the fastest attention kernel.
             times_B: [B] float32 times in [0, 1]; read only where info.uses_time, which needs them.
+            clean_ids_BL: [B, L] int64, the states without noise: what a block-causal denoiser
+                sees of the blocks before a position's own. None = the states themselves.
 
         Returns:
             [B, L, D] in the model's dtype, differentiable. The first
             info.num_invalid_leading_positions rows carry no trained prediction.
         """
-        raw_BLD = self.raw_hidden_states(input_ids_BL, attention_mask_BL, times_B=times_B)
+        if clean_ids_BL is None:
+            raw_BLD = self.raw_hidden_states(input_ids_BL, attention_mask_BL, times_B=times_B)
+        else:
+            raw_BLD = self.raw_two_stream_hidden_states(
+                input_ids_BL, attention_mask_BL, clean_ids_BL
+            )
         if self.info.alignment == "aligned":
             return raw_BLD
         return torch.cat([raw_BLD[:, :1], raw_BLD[:, :-1]], dim=1)
@@ -150,9 +171,12 @@ class Denoiser(nn.Module):
         attention_mask_BL: Tensor | None = None,
         *,
         times_B: Tensor | None = None,
+        clean_ids_BL: Tensor | None = None,
     ) -> Tensor:
         """Same as `hidden_states`, so that DDP and FSDP can wrap the module."""
-        return self.hidden_states(input_ids_BL, attention_mask_BL, times_B=times_B)
+        return self.hidden_states(
+            input_ids_BL, attention_mask_BL, times_B=times_B, clean_ids_BL=clean_ids_BL
+        )
 
     def logits(self, hidden: Tensor, *, suppress_mask_token: bool = True) -> Tensor:
         """Applies the head to aligned hidden states.

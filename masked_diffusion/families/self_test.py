@@ -40,7 +40,9 @@ def _check(denoiser: Denoiser) -> None:
     assert mask_BL is not None
     base_BLD = denoiser.hidden_states(ids_BL, mask_BL)
 
-    late_BL = ids_BL.scatter(1, lengths_B[:, None] - 1, other_id)
+    # A block sees nothing behind itself: there, late is the end of the first block.
+    late_B = lengths_B.clamp(max=denoiser.info.block_length or TEST_LENGTH) - 1
+    late_BL = ids_BL.scatter(1, late_B[:, None], other_id)
     early_change_B = _relative_change(denoiser.hidden_states(late_BL, mask_BL), base_BLD)[:, 0]
     if bool((early_change_B <= MIN_RELATIVE_CHANGE).any()):
         raise ValueError(

@@ -42,7 +42,12 @@ class Engine:
         self._config = config
         self._runner = ModelRunner(denoiser, max_head_elements=config.max_head_elements)
         self.counters = EngineCounters()
-        self._step = DenoisingStep(self._runner, self.counters, revision=revision)
+        self._step = DenoisingStep(
+            self._runner,
+            self.counters,
+            revision=revision,
+            max_cache_bytes=config.max_cache_bytes,
+        )
         self._queue = AdmissionQueue(max_tokens=config.max_queue_tokens)
         self._rows: dict[int, Row] = {}  # by order of arrival
         self._open_requests: set[Request] = set()
@@ -224,6 +229,7 @@ class Engine:
         request = row.request
         del self._rows[row.order]
         request.rows.remove(row)
+        self._step.forget(row)
         self.counters.outcomes[outcome] += 1
         request.error = request.error or error
         self._queue.release(row.length)

@@ -83,6 +83,9 @@ class Row:
     """[L] int64 on the CPU: the ids now. Replaced, never written in place."""
     frozen_L: torch.Tensor
     """[L] bool: never touched."""
+    clean_x_L: torch.Tensor | None = None
+    """[L] int64, of a score: what a block-causal teacher sees of the blocks before a position's
+    own; None = the state itself."""
     order: int = -1
     """Order of arrival in the engine."""
     seed: int = 0

@@ -12,6 +12,7 @@ from masked_diffusion import schedule
 from masked_diffusion.samplers import RowBatch, SamplerConfig, get_sampler, sample_tokens
 from protos import codec
 from teacher_server.engine import encoder
+from teacher_server.engine.block_runner import BlockRunner
 from teacher_server.engine.counters import EngineCounters
 from teacher_server.engine.model_runner import ModelRunner
 from teacher_server.engine.sequence import Row
@@ -25,8 +26,19 @@ _MAX_GROUP_ROWS = 64
 class DenoisingStep:
     """Advances rows by one step; knows nothing of queues, clients and time limits."""
 
-    def __init__(self, runner: ModelRunner, counters: EngineCounters, *, revision: str) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        counters: EngineCounters,
+        *,
+        revision: str,
+        max_cache_bytes: int = 0,
+    ) -> None:
         self._runner = runner
+        is_blocked = runner.denoiser.info.attention == "block_causal"
+        self._blocks = (
+            BlockRunner(runner.denoiser, max_cache_bytes=max_cache_bytes) if is_blocked else None
+        )
         self._counters = counters
         self._revision = revision
         self._info = runner.denoiser.info
@@ -58,7 +70,7 @@ class DenoisingStep:
     def run(self, batch: Sequence[Row]) -> None:
         """Runs one forward for all rows and advances each; every row `is_ready` before."""
         started_s = time.monotonic()
-        hidden_BLD = self._runner.hidden_states([row.x_L for row in batch])
+        hidden_BLD = self._hidden_states(batch)
         self._count(batch, time.monotonic() - started_s)
         for index, row in enumerate(batch):
             row.num_forwards += 1
@@ -72,6 +84,28 @@ class DenoisingStep:
         for row in batch:
             row.step += 1
             row.is_ready = False
+
+    def forget(self, row: Row) -> None:
+        """Frees what is held for a row that ended."""
+        if self._blocks is not None:
+            self._blocks.drop(row)
+
+    @property
+    def num_cache_bytes(self) -> int:
+        """Bytes of keys and values held for live rows; 0 with full attention."""
+        return 0 if self._blocks is None else self._blocks.num_cache_bytes
+
+    def _hidden_states(self, batch: Sequence[Row]) -> Tensor:
+        if self._blocks is None:
+            return self._runner.hidden_states([row.x_L for row in batch])
+        return self._blocks.hidden_states(batch, [self._needed(row) for row in batch])
+
+    def _needed(self, row: Row) -> Tensor:
+        """[L] bool, where the row's targets are and where its sampler decides."""
+        needed_L = torch.zeros(row.length, dtype=torch.bool)
+        if row.captures_now:
+            needed_L[torch.from_numpy(self._positions(row).astype(np.int64))] = True
+        return needed_L if row.decided_L is None else needed_L | row.decided_L
 
     def _is_over(self, row: Row) -> bool:
         if row.request.kind == "score":
@@ -143,7 +177,13 @@ class DenoisingStep:
     def _positions(self, row: Row) -> np.ndarray:
         if row.positions_M is not None:
             return row.positions_M
-        return np.flatnonzero(self._open(row).numpy()).astype(np.int32)
+        positions_M = np.flatnonzero(self._open(row).numpy()).astype(np.int32)
+        block_length = self._info.block_length
+        if block_length is None or row.request.kind == "score" or not len(positions_M):
+            return positions_M
+        # Later blocks are not predictable yet: the masks before them would be seen as context.
+        end = (positions_M[0] // block_length + 1) * block_length
+        return positions_M[positions_M < end]
 
     def _time(self, row: Row) -> float:
         if row.request.sampler is None:

@@ -33,6 +33,7 @@ class InProcessTeacher:
             head_digest="",
             num_invalid_leading_positions=info.num_invalid_leading_positions,
             num_parameters=info.num_parameters,
+            block_length=0,
             encodings=("hidden",),
             algorithms=(),
             max_sequences=_NO_LIMIT,
@@ -40,7 +41,11 @@ class InProcessTeacher:
         )
 
     def score(
-        self, states: Sequence[np.ndarray], *, sequence_ids: Sequence[int]
+        self,
+        states: Sequence[np.ndarray],
+        *,
+        sequence_ids: Sequence[int],
+        clean: Sequence[np.ndarray] | None = None,
     ) -> list[codec.StepTargets]:
         """Hidden states at the masked positions of every state."""
         return [

@@ -57,6 +57,7 @@ class ControlledDenoiser(Qwen2):
         attention_mask_BL: Tensor | None = None,
         *,
         times_B: Tensor | None = None,
+        clean_ids_BL: Tensor | None = None,
     ) -> Tensor:
         if self.is_broken:
             raise RuntimeError("out of order")
@@ -71,7 +72,9 @@ class ControlledDenoiser(Qwen2):
         if bool((input_ids_BL == self.poison_id).any()):
             raise RuntimeError("poisoned forward")
         with torch.no_grad():
-            return super().hidden_states(input_ids_BL, attention_mask_BL, times_B=times_B)
+            return super().hidden_states(
+                input_ids_BL, attention_mask_BL, times_B=times_B, clean_ids_BL=clean_ids_BL
+            )
 
     def _pass(self) -> None:
         with self._changed:
