@@ -2,10 +2,12 @@
 
 from masked_diffusion.families.base import EXCLUDED_LOGIT, Denoiser, padding_mask
 from masked_diffusion.families.info import DenoiserInfo
+from masked_diffusion.families.mdlm import Mdlm
 from masked_diffusion.families.qwen2 import Qwen2
 from masked_diffusion.families.self_test import self_test
 
 FAMILIES: dict[str, type[Denoiser]] = {
+    "mdlm": Mdlm,
     "qwen2": Qwen2,
 }
 
