@@ -107,17 +107,26 @@ class TeacherClient:
         *,
         sequence_ids: Sequence[int],
         targets: wire.TargetSpec,
+        times: Sequence[float] | None = None,
+        positions: Sequence[np.ndarray] | None = None,
     ) -> Iterator[codec.StepTargets]:
-        """Targets of the states at their masked positions, in the order they finish.
+        """Targets of the states, in the order they finish.
 
         Args:
             states: [L] integer ids each.
             sequence_ids: unique names; the answers carry them.
+            times: of each state, in [0, 1]; needed where the teacher uses time.
+            positions: [M] ascending integers each, which carry targets; None = the masked ones,
+                which a teacher of uniform noise has none of.
 
         Yields:
             One record per state, with the state attached after its digest was checked.
         """
         missing = dict(zip(sequence_ids, states, strict=True))
+        times_by_id = None if times is None else dict(zip(sequence_ids, times, strict=True))
+        positions_by_id = (
+            None if positions is None else dict(zip(sequence_ids, positions, strict=True))
+        )
         description = self.describe()
 
         def ask(replica: Replica) -> Generator[codec.StepTargets]:
@@ -125,6 +134,10 @@ class TeacherClient:
                 context=self._context(description),
                 states=wire.sequences_message(list(missing), list(missing.values())),
                 targets=targets.to_message(),
+                times=() if times_by_id is None else [times_by_id[name] for name in missing],
+                positions=None
+                if positions_by_id is None
+                else wire.positions_message([positions_by_id[name] for name in missing]),
             )
             call = replica.stub.ScoreStates(request, timeout=self._replicas.policy.call_timeout_s)
             for record in self._items(call, replica.name):

@@ -20,7 +20,7 @@ class Objective:
 
 
 class DistillationObjective(nn.Module):
-    """Runs the student on the states and applies the loss at their masked positions."""
+    """Runs the student on the states and applies the loss at the positions that carry it."""
 
     def __init__(
         self, denoiser: Denoiser, config: losses.LossConfig, *, mixed_precision: bool = False
@@ -63,7 +63,11 @@ class DistillationObjective(nn.Module):
         xt_BL = batch.xt_BL.to(device)
         mask_BL = padding_mask(batch.lengths_B, xt_BL.shape[1])
         with torch.autocast(device.type, torch.bfloat16, enabled=self._mixed_precision):
-            return self.denoiser(xt_BL, None if mask_BL is None else mask_BL.to(device))
+            return self.denoiser(
+                xt_BL,
+                None if mask_BL is None else mask_BL.to(device),
+                times_B=batch.t_B.to(device) if self.denoiser.info.uses_time else None,
+            )
 
     def _weights(self, batch: StateBatch) -> Tensor:
         counts_B = batch.loss_BL.sum(-1)

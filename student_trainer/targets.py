@@ -38,9 +38,22 @@ class TargetSource(Protocol):
         ...
 
     def score(
-        self, states: Sequence[np.ndarray], *, sequence_ids: Sequence[int]
+        self,
+        states: Sequence[np.ndarray],
+        *,
+        sequence_ids: Sequence[int],
+        times: Sequence[float] | None = None,
+        positions: Sequence[np.ndarray] | None = None,
     ) -> list[codec.StepTargets]:
-        """One record per state, in the order of the states."""
+        """One record per state, in the order of the states.
+
+        Args:
+            states: [L] integer ids each.
+            sequence_ids: unique names.
+            times: of each state, in [0, 1]; needed where the teacher uses time.
+            positions: [M] ascending integers each, where targets are wanted; None = the masked
+                ones.
+        """
         ...
 
     def sample(
@@ -95,12 +108,23 @@ class RemoteTeacher:
         )
 
     def score(
-        self, states: Sequence[np.ndarray], *, sequence_ids: Sequence[int]
+        self,
+        states: Sequence[np.ndarray],
+        *,
+        sequence_ids: Sequence[int],
+        times: Sequence[float] | None = None,
+        positions: Sequence[np.ndarray] | None = None,
     ) -> list[codec.StepTargets]:
         """One record per state, in the order of the states."""
         records = {
             record.sequence_id: record
-            for record in self._client.score(states, sequence_ids=sequence_ids, targets=self._spec)
+            for record in self._client.score(
+                states,
+                sequence_ids=sequence_ids,
+                targets=self._spec,
+                times=times,
+                positions=positions,
+            )
         }
         return [records[sequence_id] for sequence_id in sequence_ids]
 

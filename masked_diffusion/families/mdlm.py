@@ -19,7 +19,7 @@ SIGMA_EPS = 1e-3
 def noise_level(times_B: Tensor) -> Tensor:
     """Gives sigma = -log(1 - (1 - eps) t), the total noise of the log-linear schedule.
 
-    Source: Sahoo et al., arXiv:2406.07524, appendix on noise schedules.
+    Source: Sahoo et al., arXiv:2406.07524 (log-linear schedule).
     """
     return -torch.log1p(-(1 - SIGMA_EPS) * times_B)
 

@@ -40,7 +40,12 @@ class InProcessTeacher:
         )
 
     def score(
-        self, states: Sequence[np.ndarray], *, sequence_ids: Sequence[int]
+        self,
+        states: Sequence[np.ndarray],
+        *,
+        sequence_ids: Sequence[int],
+        times: Sequence[float] | None = None,
+        positions: Sequence[np.ndarray] | None = None,
     ) -> list[codec.StepTargets]:
         """Hidden states at the masked positions of every state."""
         return [
