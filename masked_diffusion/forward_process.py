@@ -1,4 +1,4 @@
-"""The forward process q(xt given x0): which tokens of clean sequences are masked at time t."""
+"""The absorbing forward process q(xt given x0): which tokens of clean sequences are masked at t."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -12,14 +12,15 @@ from masked_diffusion.randomness import keyed_uniforms, keyed_uniforms_batch
 
 @dataclass(frozen=True)
 class NoisedBatch:
-    """Clean sequences and their masked states, right padded."""
+    """Clean sequences and their noisy states, right padded."""
 
     x0_BL: Tensor
     """[B, L] int64, the clean ids."""
     xt_BL: Tensor
-    """[B, L] int64, x0 with the mask id where masked_BL is true."""
-    masked_BL: Tensor
-    """[B, L] bool, the positions masked here: those that carry a loss."""
+    """[B, L] int64, x0 with noise at some positions that carry a loss."""
+    loss_BL: Tensor
+    """[B, L] bool, the positions that carry a loss: those masked here, or with uniform noise, which
+    does not show, every position that may be noisy."""
     t_B: Tensor
     """[B] float32, the time of each sequence."""
     lengths_B: Tensor
@@ -144,7 +145,7 @@ def mask_tokens(
     return NoisedBatch(
         x0_BL=x0_BL,
         xt_BL=x0_BL.masked_fill(masked_BL, mask_token_id),
-        masked_BL=masked_BL,
+        loss_BL=masked_BL,
         t_B=t_B,
         lengths_B=lengths_B,
     )

@@ -19,7 +19,7 @@ def keyed_uniforms(
         step: Denoising step, or optimizer step for the forward process.
         length: How many positions.
         stream: What the draw is for, so that two uses never share numbers: "token", "order",
-            "time" or "mask".
+            "time", "mask", or with uniform noise "noise" and "start".
 
     Returns:
         [length] float64 in the open interval (0, 1). The value at index p depends on p and the

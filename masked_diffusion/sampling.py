@@ -6,11 +6,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from masked_diffusion import schedule, uniform_noise
 from masked_diffusion.block_cache import MAX_CACHE_BYTES, BlockCaches, BlockRow
 from masked_diffusion.families import Denoiser, padding_mask
-from masked_diffusion.samplers import RowBatch, SamplerConfig, TokenSamples, get_sampler
-from masked_diffusion.samplers.base import Confidence
-from masked_diffusion.samplers.tokens import sample_tokens
+from masked_diffusion.samplers import (
+    DecidedPositions,
+    RowBatch,
+    Sampler,
+    SamplerConfig,
+    TokenSamples,
+    algorithms_for,
+    decided_positions,
+    draw_tokens,
+    get_sampler,
+)
 
 MAX_CHUNK_ELEMENTS = 2**24
 """Logits made at a time: 64 MiB of float32, about 110 positions of a 152k vocabulary."""
@@ -23,7 +32,8 @@ class SampleResult:
     x: Tensor
     """[B, L] int64; no generated position is masked."""
     unmask_steps_BL: Tensor
-    """[B, L] int64: the last step at which the position was unmasked; -1 where it was given."""
+    """[B, L] int64: the last step at which the position was unmasked, or with uniform noise
+    changed; -1 where it was given, or never changed."""
     num_forwards_B: Tensor
     """[B] int64: forwards that each row took part in; idle steps cost none."""
 
@@ -44,7 +54,8 @@ def sample(
 
     Args:
         denoiser: In evaluation mode.
-        x_BL: [B, L] int64 start states, right padded; not changed.
+        x_BL: [B, L] int64 start states, right padded; not changed. What is masked and not frozen
+            is generated: a denoiser of uniform noise begins there with pure noise.
         frozen_BL: [B, L] bool, given positions. Padding is frozen besides.
         lengths_B: [B] int64.
         config: Of all rows.
@@ -52,11 +63,26 @@ def sample(
         sequence_ids: [B], within the request. The same (seed, id) gives the same result in any
             batch.
         max_cache_bytes: Of keys and values of finished blocks, with a block-causal denoiser.
+
+    Raises:
+        ValueError: the algorithm is for another kind of noise than the denoiser's.
     """
-    is_blocked = denoiser.info.attention == "block_causal"
-    caches = BlockCaches(denoiser, max_bytes=max_cache_bytes) if is_blocked else None
+    info = denoiser.info
+    offered = algorithms_for(info.noise)
+    if config.algorithm not in offered:
+        raise ValueError(
+            f"algorithm must be one of {', '.join(offered)} for {info.noise} noise, got "
+            f"{config.algorithm!r}"
+        )
+    caches = None
+    if info.attention == "block_causal":
+        caches = BlockCaches(denoiser, max_bytes=max_cache_bytes)
     x_BL, lengths_B = x_BL.cpu(), lengths_B.cpu()
     frozen_BL = frozen_BL.cpu() | (torch.arange(x_BL.shape[1]) >= lengths_B[:, None])
+    if info.noise == "uniform":
+        x_BL = uniform_noise.start_states(
+            x_BL, frozen_BL=frozen_BL, info=info, seeds=seeds, sequence_ids=sequence_ids
+        )
     unmask_steps_BL = torch.full_like(x_BL, -1)
     num_forwards_B = torch.zeros(len(x_BL), dtype=torch.int64)
     for step in range(config.num_steps):
@@ -69,8 +95,7 @@ def sample(
             sequence_ids=list(sequence_ids),
         )
         next_BL, active_B = _advance(denoiser, rows, lengths_B, config, caches)
-        mask_token_id = denoiser.info.mask_token_id
-        unmasked_BL = (x_BL == mask_token_id) & (next_BL != mask_token_id)
+        unmasked_BL = (x_BL != next_BL) & (next_BL != info.mask_token_id)
         unmask_steps_BL[unmasked_BL] = step
         num_forwards_B += active_B
         x_BL = next_BL
@@ -93,8 +118,10 @@ def _advance(
     confidence_BL = torch.zeros(rows.x_BL.shape)
     if active_B.any():
         if caches is None:
+            # All rows are at the same step.
+            time = schedule.timesteps(config.num_steps, eps=config.eps)[rows.step_B[0]]
             hidden_MD = _hidden_at(
-                denoiser, rows.x_BL[active_B], lengths_B[active_B], decided_BL[active_B]
+                denoiser, rows.x_BL[active_B], lengths_B[active_B], decided_BL[active_B], time=time
             )
         else:
             masked_BL = rows.masked(mask_token_id=mask_token_id)
@@ -102,9 +129,9 @@ def _advance(
         samples = decide_tokens(
             denoiser,
             hidden_MD,
+            sampler=sampler,
             config=config,
-            confidence=sampler.confidence,
-            uniforms_M=rows.uniforms("token")[decided_BL],
+            positions=decided_positions(rows, decided_BL),
         )
         tokens_BL[decided_BL] = samples.token_ids_M.cpu()
         confidence_BL[decided_BL] = samples.confidence_M.cpu()
@@ -119,13 +146,16 @@ def _advance(
     return next_BL, active_B
 
 
-def _hidden_at(denoiser: Denoiser, x_BL: Tensor, lengths_B: Tensor, decided_BL: Tensor) -> Tensor:
+def _hidden_at(
+    denoiser: Denoiser, x_BL: Tensor, lengths_B: Tensor, decided_BL: Tensor, *, time: Tensor
+) -> Tensor:
     """Runs the denoiser on the active rows, cut to the longest: [M, D] where decided."""
     longest = int(lengths_B.max())
     mask_BL = padding_mask(lengths_B, longest)
     hidden_BLD = denoiser(
         x_BL[:, :longest].to(denoiser.device),
         None if mask_BL is None else mask_BL.to(denoiser.device),
+        times_B=time.expand(len(x_BL)).to(denoiser.device),
     )
     return hidden_BLD[decided_BL[:, :longest].to(denoiser.device)]
 
@@ -153,9 +183,9 @@ def decide_tokens(
     denoiser: Denoiser,
     hidden_MD: Tensor,
     *,
+    sampler: Sampler,
     config: SamplerConfig,
-    confidence: Confidence,
-    uniforms_M: Tensor,
+    positions: DecidedPositions,
     max_chunk_elements: int = MAX_CHUNK_ELEMENTS,
 ) -> TokenSamples:
     """Applies the head and draws a token per position, a chunk of positions at a time.
@@ -163,9 +193,9 @@ def decide_tokens(
     Args:
         denoiser: Whose head it is.
         hidden_MD: [M, D] aligned hidden states.
-        config: temperature, top_p and top_k are used.
-        confidence: See `sample_tokens`.
-        uniforms_M: [M] in (0, 1).
+        sampler: Whose draw it is.
+        config: Of the sampler.
+        positions: The same M.
         max_chunk_elements: Bounds positions times vocabulary held at once.
 
     Returns:
@@ -173,17 +203,13 @@ def decide_tokens(
     """
     chunk_size = max(1, max_chunk_elements // denoiser.info.vocab_size)
     chunks = [
-        sample_tokens(
+        draw_tokens(
+            sampler,
             denoiser.logits(chunk_MD),
-            temperature=config.temperature,
-            top_p=config.top_p,
-            top_k=config.top_k,
-            confidence=confidence,
-            uniforms_M=chunk_uniforms_M,
+            config=config,
+            positions=positions[index * chunk_size : (index + 1) * chunk_size],
         )
-        for chunk_MD, chunk_uniforms_M in zip(
-            hidden_MD.split(chunk_size), uniforms_M.split(chunk_size), strict=True
-        )
+        for index, chunk_MD in enumerate(hidden_MD.split(chunk_size))
     ]
     return TokenSamples(
         torch.cat([chunk.token_ids_M for chunk in chunks]),

@@ -106,7 +106,8 @@ class StepTargets:
     step: int
     """Step of the trajectory, from 0; 0 for a score."""
     time: float
-    """Time t of the step, in [0, 1]; for a score the share of masked positions."""
+    """Time t of the step, in [0, 1]; for a score the state's own as the client told it,
+    or else the share of masked positions."""
     revision: str
     tokenizer_fingerprint: str
     state: np.ndarray | None

@@ -108,19 +108,28 @@ class TeacherClient:
         sequence_ids: Sequence[int],
         targets: wire.TargetSpec,
         clean: Sequence[np.ndarray] | None = None,
+        times: Sequence[float] | None = None,
+        positions: Sequence[np.ndarray] | None = None,
     ) -> Iterator[codec.StepTargets]:
-        """Targets of the states at their masked positions, in the order they finish.
+        """Targets of the states, in the order they finish.
 
         Args:
             states: [L] integer ids each.
             sequence_ids: unique names; the answers carry them.
             clean: the states without noise, [L] each; sent to a block-causal teacher alone, since
                 no other sees them.
+            times: of each state, in [0, 1]; needed where the teacher uses time.
+            positions: [M] ascending integers each, which carry targets; None = the masked ones,
+                which a teacher of uniform noise has none of.
 
         Yields:
             One record per state, with the state attached after its digest was checked.
         """
         missing = dict(zip(sequence_ids, states, strict=True))
+        times_by_id = None if times is None else dict(zip(sequence_ids, times, strict=True))
+        positions_by_id = (
+            None if positions is None else dict(zip(sequence_ids, positions, strict=True))
+        )
         description = self.describe()
         clean_of: dict[int, np.ndarray] = {}
         if clean is not None and description.is_block_causal:
@@ -132,6 +141,10 @@ class TeacherClient:
                 states=wire.sequences_message(list(missing), list(missing.values())),
                 targets=targets.to_message(),
                 clean_token_ids=wire.int32_bytes([clean_of[i] for i in missing if i in clean_of]),
+                times=() if times_by_id is None else [times_by_id[name] for name in missing],
+                positions=None
+                if positions_by_id is None
+                else wire.positions_message([positions_by_id[name] for name in missing]),
             )
             call = replica.stub.ScoreStates(request, timeout=self._replicas.policy.call_timeout_s)
             for record in self._items(call, replica.name):

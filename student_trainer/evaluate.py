@@ -56,8 +56,15 @@ def nelbo(denoiser: Denoiser, states: EvaluationStates, *, batch_size: int) -> N
     makes a state's value the mean CE over its k masked positions: no 1/t left to spread it, and
     a model that is uniform gets log(V - 1) exactly.
 
+    Raises:
+        ValueError: uniform noise, whose bound is another.
+
     Source: LLaDA, arXiv:2502.09992 (the form with a uniform number of masked tokens).
     """
+    if denoiser.info.noise != "absorbing":
+        raise ValueError(
+            f"{denoiser.info.name} has {denoiser.info.noise} noise; this bound holds for masks only"
+        )
     totals_N = torch.zeros(states.num_sequences, dtype=torch.float64)
     masks_N = torch.bincount(states.sequences_B, minlength=states.num_sequences)
     weights_B = 1.0 / (states.masked_BL.sum(dim=1) * masks_N[states.sequences_B]).double()
@@ -87,12 +94,12 @@ def kl_to_teacher(
     batch_size: int,
     num_bins: int = 8,
 ) -> KlToTeacher:
-    """Measures how far a student is from the teacher at masked positions, by time.
+    """Measures how far a student is from the teacher at the states' positions, by time.
 
-    Bins are equally wide in t; every masked position counts once.
+    Bins are equally wide in t; every position counts once.
 
     Raises:
-        ValueError: The two do not share vocabulary, mask token and tokenizer.
+        ValueError: The two do not share vocabulary, mask token, tokenizer and noise.
     """
     _check_comparable(teacher.info, student.info)
     # Per bin: sum of KL, positions that agree, positions.
@@ -158,6 +165,7 @@ def _masked_hidden(
             states.xt_BL[rows, :width].to(device),
             padding_mask(lengths_B, width),
             clean_ids_BL=states.x0_BL[rows, :width].to(device) if is_blocked else None,
+            times_B=states.t_B[rows].to(device),
         )
         yield rows, masked_BL, hidden_BLD[masked_BL]
 
@@ -179,10 +187,10 @@ def evaluating(denoiser: Denoiser) -> Iterator[None]:
 
 
 def _check_comparable(teacher: DenoiserInfo, student: DenoiserInfo) -> None:
-    for name in ("vocab_size", "mask_token_id", "tokenizer_fingerprint"):
+    for name in ("vocab_size", "mask_token_id", "tokenizer_fingerprint", "noise"):
         ours, theirs = getattr(student, name), getattr(teacher, name)
         if ours != theirs:
             raise ValueError(
                 f"teacher and student differ in {name}: {theirs!r} and {ours!r}; "
-                "a divergence needs one vocabulary"
+                "a divergence needs one vocabulary and one kind of state"
             )

@@ -9,19 +9,21 @@ from torch import Tensor
 from masked_diffusion.families import DenoiserInfo
 from masked_diffusion.forward_process import maskable_positions
 from masked_diffusion.randomness import keyed_uniforms
+from masked_diffusion.uniform_noise import start_states
 from student_trainer.batches import SequenceBatch, collate
 from student_trainer.data import TokenizedDataset
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationStates:
-    """Masked sequences that every model is measured on; B states of N sequences."""
+    """Noisy sequences that every model is measured on; B states of N sequences."""
 
     x0_BL: Tensor
     xt_BL: Tensor
     masked_BL: Tensor
+    """Positions that are measured: the masked ones, or with uniform noise all that may be noise."""
     t_B: Tensor
-    """[B] float32: the share of its maskable positions that is masked, in (0, 1]."""
+    """[B] float32: the share of its maskable positions that is masked (or noise), in (0, 1]."""
     lengths_B: Tensor
     sequences_B: Tensor
     """[B] int64 in [0, N): which sequence each state belongs to."""
@@ -57,9 +59,19 @@ def held_out_states(
     )
     sequences_B = torch.arange(num_sequences).repeat_interleave(masks_per_sequence)
     x0_BL = batch.input_ids_BL[sequences_B]
+    xt_BL = torch.where(masked_BL, denoiser_info.mask_token_id, x0_BL)
+    if denoiser_info.noise == "uniform":
+        xt_BL = start_states(
+            xt_BL,
+            frozen_BL=~masked_BL,
+            info=denoiser_info,
+            seeds=[seed] * len(xt_BL),
+            sequence_ids=range(len(xt_BL)),
+        )
+        masked_BL = maskable_NL[sequences_B]
     return EvaluationStates(
         x0_BL=x0_BL,
-        xt_BL=torch.where(masked_BL, denoiser_info.mask_token_id, x0_BL),
+        xt_BL=xt_BL,
         masked_BL=masked_BL,
         t_B=(num_masked_NR / num_maskable_N[:, None]).flatten(),
         lengths_B=batch.lengths_B[sequences_B],

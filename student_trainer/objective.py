@@ -20,7 +20,7 @@ class Objective:
 
 
 class DistillationObjective(nn.Module):
-    """Runs the student on the states and applies the loss at their masked positions."""
+    """Runs the student on the states and applies the loss at the positions that carry it."""
 
     def __init__(
         self, denoiser: Denoiser, config: losses.LossConfig, *, mixed_precision: bool = False
@@ -69,6 +69,7 @@ class DistillationObjective(nn.Module):
                 xt_BL,
                 None if mask_BL is None else mask_BL.to(device),
                 clean_ids_BL=None if clean_BL is None else clean_BL.to(device),
+                times_B=batch.t_B.to(device) if self.denoiser.info.uses_time else None,
             )
 
     def _weights(self, batch: StateBatch) -> Tensor:

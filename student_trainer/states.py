@@ -11,6 +11,7 @@ from torch import Tensor
 
 from masked_diffusion import forward_process
 from masked_diffusion.families import DenoiserInfo
+from masked_diffusion.noise import FORWARD_PROCESSES
 from masked_diffusion.randomness import keyed_uniforms, keyed_uniforms_batch
 from protos import codec
 from student_trainer import losses
@@ -33,7 +34,7 @@ class StateBatch:
     labels_M: Tensor
     """[M] int64 true tokens, UNKNOWN_LABEL where unknown."""
     t_B: Tensor
-    """[B] float32 mask probability of each row."""
+    """[B] float32 time of each row: the probability that a token is masked, or noise."""
     num_maskable_B: Tensor
     """[B] int64 positions that could have been masked."""
     targets: losses.Targets | None
@@ -122,7 +123,7 @@ class BatchReader:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NoisedStates:
-    """Data masked at a random time; the teacher, if any, scores exactly these states."""
+    """Data made noisy at a random time; the teacher, if any, scores exactly these states."""
 
     reader: BatchReader
     config: TrainConfig
@@ -140,15 +141,17 @@ class NoisedStates:
                 states,
                 sequence_ids=sequence_ids,
                 clean=unpad(batch.input_ids_BL, batch.lengths_B),
+                times=noised.t_B.tolist(),
+                positions=chosen_positions(noised.loss_BL, self.reader.info),
             )
-            check_positions(records, noised.masked_BL)
+            check_positions(records, noised.loss_BL)
             targets = self.teacher.to_loss_targets(records)
         return [
             StateBatch(
                 xt_BL=noised.xt_BL,
                 lengths_B=batch.lengths_B,
-                loss_BL=noised.masked_BL,
-                labels_M=batch.input_ids_BL[noised.masked_BL],
+                loss_BL=noised.loss_BL,
+                labels_M=batch.input_ids_BL[noised.loss_BL],
                 t_B=noised.t_B,
                 num_maskable_B=maskable_BL.sum(-1),
                 targets=targets,
@@ -173,20 +176,20 @@ class NoisedStates:
             offset=self.reader.places(micro_step).start,
             total=self.reader.plan.global_batch_size,
         )
-        uniforms_BL = keyed_uniforms_batch(
+        draw = functools.partial(
+            _draw,
             seeds=[seed] * len(sequence_ids),
             sequence_ids=sequence_ids,
             steps=[micro_step.step] * len(sequence_ids),
             length=batch.input_ids_BL.shape[1],
-            stream="mask",
         )
-        return forward_process.mask_tokens(
+        return FORWARD_PROCESSES[self.reader.info.noise](
             batch.input_ids_BL,
-            maskable_BL=maskable_BL,
+            info=self.reader.info,
+            noisable_BL=maskable_BL,
             t_B=t_B,
-            uniforms_BL=uniforms_BL,
-            mask_token_id=self.reader.info.mask_token_id,
             lengths_B=batch.lengths_B,
+            draw=draw,
         )
 
 
@@ -195,7 +198,8 @@ class TrajectoryStates:
     """States that the teacher passes when it fills in the data from a prompt.
 
     The labels are the data's tokens: the truth at every position that is still masked, although
-    the tokens around it may be the teacher's.
+    the tokens around it may be the teacher's. With uniform noise the token at the position itself
+    may be the teacher's, so there are no labels.
     """
 
     reader: BatchReader
@@ -222,7 +226,12 @@ class TrajectoryStates:
         records = (
             ask(steps=self.collected_steps(micro_step))
             or ask(steps=[0])
-            or self.teacher.score(starts, sequence_ids=sequence_ids)
+            or self.teacher.score(
+                starts,
+                sequence_ids=sequence_ids,
+                times=[1.0] * len(starts),
+                positions=chosen_positions(start_BL, self.reader.info),
+            )
         )
         rows = {sequence_id: row for row, sequence_id in enumerate(sequence_ids)}
         size = self.reader.micro_batch_size
@@ -271,6 +280,8 @@ class TrajectoryStates:
             positions_M = torch.from_numpy(record.positions.astype(np.int64))
             loss_BL[index, positions_M] = True
             labels.append(batch.input_ids_BL[rows[record.sequence_id], positions_M])
+            if self.reader.info.noise == "uniform":
+                labels[-1] = torch.full_like(labels[-1], losses.UNKNOWN_LABEL)
         origin = torch.tensor([rows[record.sequence_id] for record in records])
         return StateBatch(
             xt_BL=xt_BL,
@@ -300,11 +311,31 @@ def pad_states(records: Sequence[codec.StepTargets]) -> tuple[Tensor, Tensor]:
     return torch.nn.utils.rnn.pad_sequence(states, batch_first=True), lengths_B
 
 
-def check_positions(records: Sequence[codec.StepTargets], masked_BL: Tensor) -> None:
-    """Refuses targets that are not at exactly the masked positions of their rows."""
-    for record, masked_L in zip(records, masked_BL, strict=True):
-        if not np.array_equal(record.positions, np.flatnonzero(masked_L.numpy())):
+def chosen_positions(loss_BL: Tensor, info: DenoiserInfo) -> list[np.ndarray] | None:
+    """Positions that a teacher must be told, since states do not show them; None with masks."""
+    if info.noise == "absorbing":
+        return None
+    return [np.flatnonzero(loss_L.numpy()).astype(np.int32) for loss_L in loss_BL]
+
+
+def check_positions(records: Sequence[codec.StepTargets], loss_BL: Tensor) -> None:
+    """Refuses targets that are not at exactly the positions with a loss of their rows."""
+    for record, loss_L in zip(records, loss_BL, strict=True):
+        if not np.array_equal(record.positions, np.flatnonzero(loss_L.numpy())):
             raise ValueError(
                 f"targets of sequence {record.sequence_id} are not at its masked positions; do "
                 "student and teacher share the mask id?"
             )
+
+
+def _draw(
+    stream: str,
+    *,
+    seeds: Sequence[int],
+    sequence_ids: Sequence[int],
+    steps: Sequence[int],
+    length: int,
+) -> Tensor:
+    return keyed_uniforms_batch(
+        seeds=seeds, sequence_ids=sequence_ids, steps=steps, length=length, stream=stream
+    )

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from masked_diffusion import checkpoints, pretrained
 from masked_diffusion.families import Denoiser, DenoiserInfo
+from masked_diffusion.families.info import Noise
 from student_trainer.initialization import copy_from_teacher
 from student_trainer.student_config import StudentSpec, read_config
 
@@ -26,6 +27,8 @@ class TeacherFacts:
     mask_token_id: int
     tokenizer_fingerprint: str
     """SHA-256 of the vocabulary; "" where unknown."""
+    noise: Noise = "absorbing"
+    """What the forward process puts in a token's place."""
 
 
 def build_student(
@@ -57,13 +60,13 @@ def build_student(
 
 
 def check_vocabulary(student: DenoiserInfo, teacher: TeacherFacts) -> None:
-    """Refuses a student whose ids mean something else than the teacher's.
+    """Refuses a student whose ids or whose noise mean something else than the teacher's.
 
     Fingerprints are compared where both are known.
 
     Raises:
-        ValueError: Naming the first of vocab_size, mask_token_id and tokenizer_fingerprint that
-            differs.
+        ValueError: Naming the first of vocab_size, mask_token_id, tokenizer_fingerprint and noise
+            that differs.
     """
     names = ["vocab_size", "mask_token_id"]
     if student.tokenizer_fingerprint and teacher.tokenizer_fingerprint:
@@ -76,6 +79,12 @@ def check_vocabulary(student: DenoiserInfo, teacher: TeacherFacts) -> None:
                 f"the teacher {theirs!r}; a distribution over other ids teaches nothing: give the "
                 "student the teacher's tokenizer, or ask a teacher that shares the student's"
             )
+    if student.noise != teacher.noise:
+        raise ValueError(
+            f"student and teacher differ in noise: the student {student.name!r} has "
+            f"{student.noise!r}, the teacher {teacher.noise!r}; a state of one means nothing to "
+            f"the other: set model.config_overrides.noise={teacher.noise}, or ask another teacher"
+        )
 
 
 def _find_tokenizer(sources: list[str], config: PreTrainedConfig) -> PreTrainedTokenizerBase | None:

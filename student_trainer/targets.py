@@ -43,12 +43,19 @@ class TargetSource(Protocol):
         *,
         sequence_ids: Sequence[int],
         clean: Sequence[np.ndarray] | None = None,
+        times: Sequence[float] | None = None,
+        positions: Sequence[np.ndarray] | None = None,
     ) -> list[codec.StepTargets]:
         """One record per state, in the order of the states.
 
         Args:
             clean: The states without noise, which a block-causal teacher sees before a position's
                 own block; others do not.
+            states: [L] integer ids each.
+            sequence_ids: unique names.
+            times: of each state, in [0, 1]; needed where the teacher uses time.
+            positions: [M] ascending integers each, where targets are wanted; None = the masked
+                ones.
         """
         ...
 
@@ -109,12 +116,19 @@ class RemoteTeacher:
         *,
         sequence_ids: Sequence[int],
         clean: Sequence[np.ndarray] | None = None,
+        times: Sequence[float] | None = None,
+        positions: Sequence[np.ndarray] | None = None,
     ) -> list[codec.StepTargets]:
         """One record per state, in the order of the states."""
         records = {
             record.sequence_id: record
             for record in self._client.score(
-                states, sequence_ids=sequence_ids, targets=self._spec, clean=clean
+                states,
+                sequence_ids=sequence_ids,
+                targets=self._spec,
+                clean=clean,
+                times=times,
+                positions=positions,
             )
         }
         return [records[sequence_id] for sequence_id in sequence_ids]

@@ -37,6 +37,7 @@ from student_trainer.student import StudentSpec, TeacherFacts, build_student, ch
 from student_trainer.targets import RemoteTeacher, TargetCounters
 from student_trainer.teacher_process import TeacherProcess, TeacherStartError
 from student_trainer.trainer import Trainer
+from student_trainer.uniform import check_noise
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ def run(config: Config, parallel: Parallel) -> None:
     with contextlib.ExitStack() as stack:
         teacher = _connect(config, parallel, stack)
         denoiser = build_student(spec, device=parallel.device, dtype=_WEIGHT_DTYPE)
+        check_noise(denoiser.info, config)
         if teacher is not None:
             _check_fits(denoiser, teacher, config)
         reader = _reader(
@@ -193,6 +195,7 @@ def _check_fits(denoiser: Denoiser, teacher: RemoteTeacher, config: Config) -> N
             vocab_size=description.vocab_size,
             mask_token_id=description.mask_token_id,
             tokenizer_fingerprint=description.tokenizer_fingerprint,
+            noise=description.noise,
         ),
     )
     if config.data.max_seq_len > description.max_length:

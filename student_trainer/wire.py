@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from masked_diffusion.families.info import Noise
 from protos import teacher_pb2 as pb
 
 Encoding = Literal["hidden", "top_k", "logits"]
@@ -27,6 +28,12 @@ _ALGORITHMS: Mapping[str, pb.Algorithm] = {
     "topk_margin": pb.ALGORITHM_TOPK_MARGIN,
     "entropy": pb.ALGORITHM_ENTROPY,
     "p2": pb.ALGORITHM_P2,
+    "multinomial": pb.ALGORITHM_MULTINOMIAL,
+}
+_NOISES: Mapping[pb.Noise, Noise] = {
+    pb.NOISE_UNSPECIFIED: "absorbing",
+    pb.NOISE_ABSORBING: "absorbing",
+    pb.NOISE_UNIFORM: "uniform",
 }
 _DTYPE_NAMES = {value: name for name, value in _DTYPES.items() if name != "auto"}
 
@@ -116,6 +123,10 @@ class TeacherDescription:
     algorithms: tuple[str, ...]
     max_sequences: int
     max_tokens: int
+    noise: Noise = "absorbing"
+    """What the teacher's forward process puts in a token's place."""
+    uses_time: bool = False
+    """Whether a forward needs the time of its states."""
 
     @classmethod
     def from_message(cls, message: pb.DescribeTeacherResponse) -> "TeacherDescription":
@@ -141,6 +152,8 @@ class TeacherDescription:
             ),
             max_sequences=message.limits.max_sequences,
             max_tokens=message.limits.max_tokens,
+            noise=_NOISES[message.noise],
+            uses_time=message.uses_time,
         )
 
     @property
@@ -201,6 +214,14 @@ class Trajectory:
             num_steps=message.num_steps,
             revision=message.revision,
         )
+
+
+def positions_message(positions: Sequence[np.ndarray]) -> pb.Positions:
+    """Ragged positions of several sequences."""
+    return pb.Positions(
+        positions=b"".join(np.ascontiguousarray(p, dtype="<i4").tobytes() for p in positions),
+        counts=[len(p) for p in positions],
+    )
 
 
 def sequences_message(sequence_ids: Sequence[int], states: Sequence[np.ndarray]) -> pb.Sequences:

@@ -71,7 +71,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
             num_parameters=info.num_parameters,
             dtype=names.value_of(names.DTYPES, self._dtype),
             encodings=list(names.ENCODINGS),
-            algorithms=list(names.ALGORITHMS),
+            algorithms=list(names.algorithms_for(info.noise)),
             captures=list(names.CAPTURES),
             limits=pb.Limits(
                 max_sequences=self._limits.max_sequences,

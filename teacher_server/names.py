@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, Protocol, TypeVar
 
+from masked_diffusion import samplers
 from masked_diffusion.families.info import Attention, Noise
 from protos import codec, errors
 from protos import teacher_pb2 as pb
@@ -25,6 +26,7 @@ ALGORITHMS: Mapping[pb.Algorithm, str] = {
     pb.ALGORITHM_TOPK_MARGIN: "topk_margin",
     pb.ALGORITHM_ENTROPY: "entropy",
     pb.ALGORITHM_P2: "p2",
+    pb.ALGORITHM_MULTINOMIAL: "multinomial",
 }
 ATTENTIONS: Mapping[pb.Attention, Attention] = {
     pb.ATTENTION_FULL: "full",
@@ -42,6 +44,12 @@ CAPTURES: Mapping[pb.CaptureKind, str] = {
 
 _ValueT = TypeVar("_ValueT", bound=int)
 _NameT = TypeVar("_NameT", bound=str)
+
+
+def algorithms_for(noise: Noise) -> dict[pb.Algorithm, str]:
+    """The algorithms that sample from a teacher of this noise."""
+    offered = samplers.algorithms_for(noise)
+    return {value: name for value, name in ALGORITHMS.items() if name in offered}
 
 
 class _Enum(Protocol):

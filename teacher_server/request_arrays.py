@@ -1,5 +1,6 @@
 """Reads the ragged arrays of a request: ids, positions, frozen positions, resume points."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,6 +127,22 @@ class ArrayReader:
                 f"{state[differs[0]]}; a state differs from its clean ids only where it is masked",
             )
         return _cut(flat, np.asarray([len(ids) for ids in states], dtype=np.int64))
+
+    def times(
+        self, times: Sequence[float], states: list[np.ndarray], *, field: str
+    ) -> list[float] | None:
+        """The time of each state; None where there are none and none are needed."""
+        if not len(times):
+            if self._info.uses_time and states:
+                raise invalid(
+                    field, "must be given, one per state: this teacher is conditioned on the time"
+                )
+            return None
+        check_count(times, len(states), field=field)
+        for time in times:
+            if not 0 <= time <= 1:
+                raise invalid(field, f"must be in [0, 1], got {time}")
+        return list(times)
 
     def check_predictable(self, positions: np.ndarray, index: int, *, field: str) -> None:
         """Refuses a prediction for a leading position that the teacher never learned."""

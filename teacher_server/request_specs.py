@@ -104,7 +104,10 @@ class SpecReader:
     def sampler(self, message: pb.SamplerSpec) -> SamplerConfig:
         """How trajectories evolve."""
         algorithm = names.name_of(
-            names.ALGORITHMS, message.algorithm, enum=pb.Algorithm, field="sampler.algorithm"
+            names.algorithms_for(self._info.noise),
+            message.algorithm,
+            enum=pb.Algorithm,
+            field="sampler.algorithm",
         )
         if not 1 <= message.num_steps <= self._limits.max_num_steps:
             raise invalid(

@@ -9,6 +9,7 @@ import torch
 from masked_diffusion.families import DenoiserInfo
 from protos import codec, errors, parts
 from protos import teacher_pb2 as pb
+from teacher_server import uniform_requests
 from teacher_server.config import LimitsConfig
 from teacher_server.engine.sequence import Capture, Request, Row
 from teacher_server.engine.stream import OutputStream
@@ -44,6 +45,9 @@ class RequestParser:
         if message.HasField("positions"):
             chosen = self._arrays.positions(message.positions, states, field="positions")
         clean = self._arrays.clean(message, states)
+        times = self._arrays.times(message.times, states, field="times")
+        if self._info.noise == "uniform":
+            uniform_requests.check_score(states, chosen, self._info)
         request = self._request("score", message, stream, remaining_s)
         for index, ids in enumerate(states):
             positions = chosen[index] if chosen is not None else None
@@ -58,6 +62,7 @@ class RequestParser:
                 if clean is None
                 else torch.from_numpy(clean[index].astype(np.int64)),
                 frozen_L=torch.zeros(len(ids), dtype=torch.bool),
+                time=None if times is None else times[index],
                 positions_M=None if chosen is None else positions,
                 max_positions=len(positions),
             )
@@ -81,9 +86,12 @@ class RequestParser:
         check_count(message.seeds, len(starts), field="seeds")
         frozen = self._arrays.frozen(message, starts)
         resumes = self._arrays.resume_points(message, starts)
+        if self._info.noise == "uniform":
+            starts = uniform_requests.noisy_starts(message, starts, frozen, self._info)
         for index, ids in enumerate(starts):
-            # P2 draws, and may mask again, whatever is not frozen.
-            is_open = (ids == self._info.mask_token_id) | (request.sampler.algorithm == "p2")
+            # P2 draws, and may mask again, whatever is not frozen; multinomial draws it all.
+            draws_all = request.sampler.algorithm in ("p2", "multinomial")
+            is_open = (ids == self._info.mask_token_id) | draws_all
             positions = np.flatnonzero(is_open & ~frozen[index])
             self._arrays.check_predictable(positions, index, field="start_states.token_ids")
             row = Row(

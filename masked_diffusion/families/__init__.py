@@ -10,6 +10,7 @@ from masked_diffusion.families.info import DenoiserInfo
 from masked_diffusion.families.llada import LLaDA
 from masked_diffusion.families.llada2 import Llada2Moe
 from masked_diffusion.families.llama import Llama
+from masked_diffusion.families.mdlm import Mdlm
 from masked_diffusion.families.modernbert import ModernBert
 from masked_diffusion.families.qwen2 import Qwen2
 from masked_diffusion.families.qwen3 import Qwen3
@@ -28,6 +29,7 @@ FAMILIES: dict[str, type[Denoiser]] = {
     "llada": LLaDA,
     "llada2_moe": Llada2Moe,
     "llama": Llama,
+    "mdlm": Mdlm,
     "modernbert": ModernBert,
     "qwen2": Qwen2,
     "qwen3": Qwen3,

@@ -7,6 +7,7 @@ from masked_diffusion.families.base import Denoiser, padding_mask
 
 TEST_LENGTH = 8
 NUM_PADS = 3
+TEST_TIME = 0.5
 MIN_RELATIVE_CHANGE = 1e-6
 """Of the largest hidden value. A causal or pad-blind forward repeats its numbers exactly, since
 shapes and kernels are the same; a seen token moves them by far more."""
@@ -38,12 +39,14 @@ def _check(denoiser: Denoiser) -> None:
     ids_BL = torch.full((2, length), first_id, device=denoiser.device)
     mask_BL = padding_mask(lengths_B, length)
     assert mask_BL is not None
-    base_BLD = denoiser.hidden_states(ids_BL, mask_BL)
+    times_B = torch.full((2,), TEST_TIME, device=denoiser.device)
+    base_BLD = denoiser.hidden_states(ids_BL, mask_BL, times_B=times_B)
 
     # A block sees nothing behind itself: there, late is the end of the first block.
     late_B = lengths_B.clamp(max=denoiser.info.block_length or TEST_LENGTH) - 1
     late_BL = ids_BL.scatter(1, late_B[:, None], other_id)
-    early_change_B = _relative_change(denoiser.hidden_states(late_BL, mask_BL), base_BLD)[:, 0]
+    late_BLD = denoiser.hidden_states(late_BL, mask_BL, times_B=times_B)
+    early_change_B = _relative_change(late_BLD, base_BLD)[:, 0]
     if bool((early_change_B <= MIN_RELATIVE_CHANGE).any()):
         raise ValueError(
             f"{denoiser.info.name} attends causally: in a padded batch a late token does not "
@@ -52,7 +55,8 @@ def _check(denoiser: Denoiser) -> None:
         )
 
     padded_BL = ids_BL.masked_fill(~mask_BL, other_id)
-    pad_change_BL = _relative_change(denoiser.hidden_states(padded_BL, mask_BL), base_BLD)
+    padded_BLD = denoiser.hidden_states(padded_BL, mask_BL, times_B=times_B)
+    pad_change_BL = _relative_change(padded_BLD, base_BLD)
     real_BL = mask_BL if denoiser.info.alignment == "aligned" else mask_BL.roll(1, dims=1)
     real_BL = real_BL & mask_BL
     if bool((pad_change_BL[real_BL] > MIN_RELATIVE_CHANGE).any()):

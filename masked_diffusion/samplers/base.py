@@ -9,7 +9,7 @@ from torch import Tensor
 from masked_diffusion.randomness import keyed_uniforms_batch
 from masked_diffusion.schedule import DEFAULT_EPS
 
-Algorithm = Literal["origin", "maskgit_plus", "topk_margin", "entropy", "p2"]
+Algorithm = Literal["origin", "maskgit_plus", "topk_margin", "entropy", "p2", "multinomial"]
 ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 
 Confidence = Literal["probability", "margin", "negative_entropy"]

@@ -21,13 +21,19 @@ class ModelRunner:
         return self.denoiser.head_weight.device
 
     @torch.inference_mode()
-    def hidden_states(self, rows: Sequence[Tensor]) -> Tensor:
-        """One forward of rows [L_b] of ids; [B, longest, D], aligned, padding rows undefined."""
+    def hidden_states(self, rows: Sequence[Tensor], *, times: Sequence[float]) -> Tensor:
+        """One forward of rows [L_b] of ids; [B, longest, D], aligned, padding rows undefined.
+
+        Args:
+            times: of each row, in [0, 1]; looked at where the denoiser uses time.
+        """
         # Pad ids are never attended to; any valid id serves.
         x_BL = pad_sequence(list(rows), batch_first=True)
         mask_BL = padding_mask(torch.tensor([len(row) for row in rows]), x_BL.shape[1])
         return self.denoiser.hidden_states(
-            x_BL.to(self._device), None if mask_BL is None else mask_BL.to(self._device)
+            x_BL.to(self._device),
+            None if mask_BL is None else mask_BL.to(self._device),
+            times_B=torch.tensor(times, dtype=torch.float32, device=self._device),
         )
 
     @torch.inference_mode()
@@ -41,6 +47,6 @@ class ModelRunner:
         """Runs the smallest real forward; raises whatever it raises."""
         info = self.denoiser.info
         ids = torch.full((min(4, info.max_length),), info.mask_token_id)
-        hidden = self.hidden_states([ids])
+        hidden = self.hidden_states([ids], times=[1.0])
         if not torch.isfinite(hidden).all():
             raise FloatingPointError("the denoiser's forward is not finite")

@@ -91,8 +91,10 @@ class Row:
     seed: int = 0
     step: int = 0
     num_steps: int = 1
+    time: float | None = None
+    """Of the client's state, where it told one; None for a trajectory, whose schedule tells."""
     positions_M: np.ndarray | None = None
-    """[M] int32 positions that carry targets; None = the masked ones."""
+    """[M] int32 positions that carry targets; None = the open ones."""
     max_positions: int = 0
     """Positions that carry targets at any step, at most."""
     unmask_steps_L: np.ndarray | None = None

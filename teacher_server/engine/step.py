@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from masked_diffusion import schedule
-from masked_diffusion.samplers import RowBatch, SamplerConfig, get_sampler, sample_tokens
+from masked_diffusion.samplers import (
+    RowBatch,
+    SamplerConfig,
+    decided_positions,
+    draw_tokens,
+    get_sampler,
+)
 from protos import codec
 from teacher_server.engine import encoder
 from teacher_server.engine.block_runner import BlockRunner
@@ -97,7 +103,9 @@ class DenoisingStep:
 
     def _hidden_states(self, batch: Sequence[Row]) -> Tensor:
         if self._blocks is None:
-            return self._runner.hidden_states([row.x_L for row in batch])
+            return self._runner.hidden_states(
+                [row.x_L for row in batch], times=[self._time(row) for row in batch]
+            )
         return self._blocks.hidden_states(batch, [self._needed(row) for row in batch])
 
     def _needed(self, row: Row) -> Tensor:
@@ -113,7 +121,9 @@ class DenoisingStep:
         return row.step >= row.num_steps or not bool(self._open(row).any())
 
     def _open(self, row: Row) -> Tensor:
-        """[L] bool, the positions still to be unmasked."""
+        """[L] bool, the positions still to be unmasked; with uniform noise, all not frozen."""
+        if self._info.noise == "uniform":
+            return ~row.frozen_L
         return (row.x_L == self._info.mask_token_id) & ~row.frozen_L
 
     def _decide(self, rows: Sequence[Row]) -> None:
@@ -186,6 +196,8 @@ class DenoisingStep:
         return positions_M[positions_M < end]
 
     def _time(self, row: Row) -> float:
+        if row.time is not None:
+            return row.time
         if row.request.sampler is None:
             return float((row.x_L == self._info.mask_token_id).float().mean())
         times = schedule.timesteps(row.num_steps, eps=row.request.sampler.eps)
@@ -223,17 +235,15 @@ class DenoisingStep:
         batch = _row_batch(rows)
         decided_BL = _pad([row.decided_L for row in rows if row.decided_L is not None], value=False)
         hidden_PD = hidden_BLD[:, : decided_BL.shape[1]][decided_BL.to(hidden_BLD.device)]
-        token_uniforms_P = batch.uniforms("token")[decided_BL]
+        positions = decided_positions(batch, decided_BL)
         tokens, confidences = [], []
         offset = 0
         for logits_PV in self._runner.logits_chunks(hidden_PD):
-            samples = sample_tokens(
+            samples = draw_tokens(
+                sampler,
                 logits_PV,
-                temperature=config.temperature,
-                top_p=config.top_p,
-                top_k=config.top_k,
-                confidence=sampler.confidence,
-                uniforms_M=token_uniforms_P[offset : offset + len(logits_PV)].to(logits_PV.device),
+                config=config,
+                positions=positions[offset : offset + len(logits_PV)],
             )
             tokens.append(samples.token_ids_M.cpu())
             confidences.append(samples.confidence_M.cpu())

@@ -46,6 +46,8 @@ class InProcessTeacher:
         *,
         sequence_ids: Sequence[int],
         clean: Sequence[np.ndarray] | None = None,
+        times: Sequence[float] | None = None,
+        positions: Sequence[np.ndarray] | None = None,
     ) -> list[codec.StepTargets]:
         """Hidden states at the masked positions of every state."""
         return [

@@ -120,7 +120,7 @@ def test_only_maskable_positions_are_masked(
         mask_token_id=MASK,
         lengths_B=lengths_B,
     )
-    assert torch.equal(batch.masked_BL, maskable_BL), "t = 1 masks all that may be masked"
+    assert torch.equal(batch.loss_BL, maskable_BL), "t = 1 masks all that may be masked"
     assert torch.equal(batch.xt_BL == MASK, maskable_BL)
     assert torch.equal(batch.xt_BL[~maskable_BL], x0_BL[~maskable_BL])
     assert torch.equal(x0_BL, before)
@@ -144,7 +144,7 @@ def test_the_masked_share_is_the_time() -> None:
         mask_token_id=MASK,
         lengths_B=torch.full((num_rows,), length),
     )
-    share_B = batch.masked_BL.double().mean(1)
+    share_B = batch.loss_BL.double().mean(1)
     # Four standard deviations of a binomial share.
     bound_B = 4 * (t_B * (1 - t_B) / length).sqrt()
     assert bool(((share_B - t_B).abs() < bound_B).all())

@@ -4,9 +4,15 @@ from torch import Tensor
 
 from masked_diffusion.families import Denoiser
 from masked_diffusion.randomness import keyed_uniforms
-from masked_diffusion.samplers import ALGORITHMS, SamplerConfig
+from masked_diffusion.samplers import (
+    DecidedPositions,
+    SamplerConfig,
+    algorithms_for,
+    get_sampler,
+)
 from masked_diffusion.sampling import decide_tokens, sample
 
+ALGORITHMS = algorithms_for("absorbing")
 LENGTHS = [14, 9, 12]
 
 
@@ -153,14 +159,20 @@ def test_tokens_do_not_depend_on_the_chunk(tiny_denoiser: Denoiser) -> None:
     uniforms_M = torch.from_numpy(
         keyed_uniforms(seed=0, sequence_id=0, step=0, length=11, stream="token")
     )
+    positions = DecidedPositions(
+        uniforms_M=uniforms_M,
+        token_ids_M=torch.zeros(11, dtype=torch.int64),
+        step_M=torch.zeros(11, dtype=torch.int64),
+        num_steps_M=torch.full((11,), 4),
+    )
     with torch.no_grad():
         whole, chunked = (
             decide_tokens(
                 tiny_denoiser,
                 hidden_MD,
+                sampler=get_sampler("p2"),
                 config=_config("p2"),
-                confidence="probability",
-                uniforms_M=uniforms_M,
+                positions=positions,
                 max_chunk_elements=size,
             )
             for size in (10**9, 1000)

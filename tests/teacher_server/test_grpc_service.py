@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 
 from masked_diffusion import checkpoints, sampling
 from masked_diffusion.families import Denoiser
-from masked_diffusion.samplers import ALGORITHMS, SamplerConfig
+from masked_diffusion.samplers import SamplerConfig, algorithms_for
 from protos import codec, parts
 from protos import teacher_pb2 as pb
 from student_trainer import wire
@@ -27,6 +27,7 @@ from tests.teacher_server.denoisers import ControlledDenoiser
 
 import grpc  # isort: skip  (after protos.channel, which sets gRPC's environment)
 
+ALGORITHMS = algorithms_for("absorbing")
 SERVICE = "teacher.v1.TeacherService"
 # Padding and the order of sums move float32 values of order 1 by some units of 2**-23.
 ATOL = 1e-5

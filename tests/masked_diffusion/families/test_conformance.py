@@ -59,6 +59,7 @@ def test_saved_loaded_and_served_it_gives_the_same_numbers(
                 [state.numpy() for state in states],
                 sequence_ids=range(len(states)),
                 targets=wire.TargetSpec(encoding="logits"),
+                times=[conformance.TIME] * len(states),
             )
         }
     for index, (state, logits_LV) in enumerate(zip(states, expected, strict=True)):

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from masked_diffusion.randomness import keyed_uniforms
 from masked_diffusion.samplers import (
-    ALGORITHMS,
     RowBatch,
     SamplerConfig,
+    algorithms_for,
     get_sampler,
 )
 
+ALGORITHMS = algorithms_for("absorbing")
 MASK = 50
 EPS = 1e-3
 

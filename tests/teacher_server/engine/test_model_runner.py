@@ -17,7 +17,9 @@ def test_rows_of_any_length_come_out_as_each_alone(
         calls.make_state(tiny_denoiser.info, length=length, num_masked=2, seed=length)
         for length in lengths
     ]
-    hidden_BLD = runner.hidden_states([torch.from_numpy(row).long() for row in rows])
+    hidden_BLD = runner.hidden_states(
+        [torch.from_numpy(row).long() for row in rows], times=[0.5] * 3
+    )
     assert hidden_BLD.shape == (3, max(lengths), tiny_denoiser.info.hidden_size)
     for row, hidden_LD in zip(rows, hidden_BLD, strict=True):
         alone_LD = torch.from_numpy(calls.hidden_of(tiny_denoiser, row))
