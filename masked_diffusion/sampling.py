@@ -1,15 +1,14 @@
 """The in-process sampling loop, for evaluation: whole trajectories of a right-padded batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from masked_diffusion.families import Denoiser, padding_mask
-from masked_diffusion.samplers import RowBatch, SamplerConfig, TokenSamples, get_sampler
-from masked_diffusion.samplers.base import Confidence
-from masked_diffusion.samplers.tokens import sample_tokens
+from masked_diffusion.guidance import guided_hidden_states, unconditional_states
+from masked_diffusion.samplers import RowBatch, SamplerConfig, check_fits, decide, get_sampler
 
 MAX_CHUNK_ELEMENTS = 2**24
 """Logits made at a time: 64 MiB of float32, about 110 positions of a 152k vocabulary."""
@@ -20,11 +19,12 @@ class SampleResult:
     """Finished trajectories, in the order of the input rows."""
 
     x: Tensor
-    """[B, L] int64; no generated position is masked."""
+    """[B, L] int64; no generated position is masked, unless the mask id could be drawn."""
     unmask_steps_BL: Tensor
     """[B, L] int64: the last step at which the position was unmasked; -1 where it was given."""
     num_forwards_B: Tensor
-    """[B] int64: forwards that each row took part in; idle steps cost none."""
+    """[B] int64: forwards that each row took part in, two a step with guidance; idle steps cost
+    none."""
 
 
 @torch.no_grad()
@@ -50,6 +50,7 @@ def sample(
         sequence_ids: [B], within the request. The same (seed, id) gives the same result in any
             batch.
     """
+    check_fits(config, denoiser.info)
     x_BL, lengths_B = x_BL.cpu(), lengths_B.cpu()
     frozen_BL = frozen_BL.cpu() | (torch.arange(x_BL.shape[1]) >= lengths_B[:, None])
     unmask_steps_BL = torch.full_like(x_BL, -1)
@@ -62,12 +63,13 @@ def sample(
             num_steps_B=torch.full((len(x_BL),), config.num_steps),
             seeds=list(seeds),
             sequence_ids=list(sequence_ids),
+            denoiser_block_length=denoiser.info.block_length,
         )
         next_BL, active_B = _advance(denoiser, rows, lengths_B, config)
         mask_token_id = denoiser.info.mask_token_id
         unmasked_BL = (x_BL == mask_token_id) & (next_BL != mask_token_id)
         unmask_steps_BL[unmasked_BL] = step
-        num_forwards_B += active_B
+        num_forwards_B += active_B * config.forwards_per_step
         x_BL = next_BL
     return SampleResult(x_BL, unmask_steps_BL, num_forwards_B)
 
@@ -80,77 +82,75 @@ def _advance(
     mask_token_id = denoiser.info.mask_token_id
     decided_BL = sampler.positions_to_decide(rows, config, mask_token_id=mask_token_id)
     active_B = decided_BL.any(-1)
-    tokens_BL = torch.zeros_like(rows.x_BL)
-    confidence_BL = torch.zeros(rows.x_BL.shape)
-    if active_B.any():
-        samples = decide_tokens(
-            denoiser,
-            _hidden_at(denoiser, rows.x_BL[active_B], lengths_B[active_B], decided_BL[active_B]),
-            config=config,
-            confidence=sampler.confidence,
-            uniforms_M=rows.uniforms("token")[decided_BL],
-        )
-        tokens_BL[decided_BL] = samples.token_ids_M.cpu()
-        confidence_BL[decided_BL] = samples.confidence_M.cpu()
+    if not active_B.any():
+        return rows.x_BL, active_B
+    hidden_MD = _hidden_at(denoiser, rows, lengths_B, config, decided_BL)
+    decisions = decide(
+        sampler,
+        rows,
+        config,
+        decided_BL=decided_BL,
+        logits_chunks=logits_chunks(
+            denoiser, hidden_MD, suppress_mask_token=config.suppress_mask_token
+        ),
+    )
     next_BL = sampler.update(
         rows,
         config,
         mask_token_id=mask_token_id,
         decided_BL=decided_BL,
-        tokens_BL=tokens_BL,
-        confidence_BL=confidence_BL,
+        tokens_BL=decisions.tokens_BL,
+        confidence_BL=decisions.confidence_BL,
     )
     return next_BL, active_B
 
 
-def _hidden_at(denoiser: Denoiser, x_BL: Tensor, lengths_B: Tensor, decided_BL: Tensor) -> Tensor:
+def _hidden_at(
+    denoiser: Denoiser,
+    rows: RowBatch,
+    lengths_B: Tensor,
+    config: SamplerConfig,
+    decided_BL: Tensor,
+) -> Tensor:
     """Runs the denoiser on the active rows, cut to the longest: [M, D] where decided."""
+    active_B = decided_BL.any(-1)
+    lengths_B = lengths_B[active_B]
     longest = int(lengths_B.max())
+    x_BL, decided_BL = rows.x_BL[active_B, :longest], decided_BL[active_B, :longest]
+    if config.guidance_scale:
+        # Padding is frozen too, but the attention mask hides whatever is in it.
+        given_BL = rows.frozen_BL[active_B, :longest]
+        free_BL = unconditional_states(x_BL, given_BL, mask_token_id=denoiser.info.mask_token_id)
+        x_BL, lengths_B = torch.cat([x_BL, free_BL]), lengths_B.repeat(2)
     mask_BL = padding_mask(lengths_B, longest)
     hidden_BLD = denoiser(
-        x_BL[:, :longest].to(denoiser.device),
-        None if mask_BL is None else mask_BL.to(denoiser.device),
+        x_BL.to(denoiser.device), None if mask_BL is None else mask_BL.to(denoiser.device)
     )
-    return hidden_BLD[decided_BL[:, :longest].to(denoiser.device)]
+    if config.guidance_scale:
+        hidden_BLD = guided_hidden_states(
+            *hidden_BLD.chunk(2), guidance_scale=config.guidance_scale
+        )
+    return hidden_BLD[decided_BL.to(denoiser.device)]
 
 
-def decide_tokens(
+def logits_chunks(
     denoiser: Denoiser,
     hidden_MD: Tensor,
     *,
-    config: SamplerConfig,
-    confidence: Confidence,
-    uniforms_M: Tensor,
+    suppress_mask_token: bool = True,
     max_chunk_elements: int = MAX_CHUNK_ELEMENTS,
-) -> TokenSamples:
-    """Applies the head and draws a token per position, a chunk of positions at a time.
+) -> Iterator[Tensor]:
+    """Applies the head to a chunk of positions at a time.
 
     Args:
         denoiser: Whose head it is.
         hidden_MD: [M, D] aligned hidden states.
-        config: temperature, top_p and top_k are used.
-        confidence: See `sample_tokens`.
-        uniforms_M: [M] in (0, 1).
+        suppress_mask_token: See `Denoiser.logits`.
         max_chunk_elements: Bounds positions times vocabulary held at once.
 
-    Returns:
-        On the denoiser's device.
+    Yields:
+        [chunk, V] float32 on the denoiser's device.
     """
     chunk_size = max(1, max_chunk_elements // denoiser.info.vocab_size)
-    chunks = [
-        sample_tokens(
-            denoiser.logits(chunk_MD),
-            temperature=config.temperature,
-            top_p=config.top_p,
-            top_k=config.top_k,
-            confidence=confidence,
-            uniforms_M=chunk_uniforms_M,
-        )
-        for chunk_MD, chunk_uniforms_M in zip(
-            hidden_MD.split(chunk_size), uniforms_M.split(chunk_size), strict=True
-        )
-    ]
-    return TokenSamples(
-        torch.cat([chunk.token_ids_M for chunk in chunks]),
-        torch.cat([chunk.confidence_M for chunk in chunks]),
-    )
+    for chunk_MD in hidden_MD.split(chunk_size):
+        yield denoiser.logits(chunk_MD, suppress_mask_token=suppress_mask_token)

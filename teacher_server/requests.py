@@ -76,7 +76,7 @@ class RequestParser:
         request.capture = self._specs.capture(message.capture, num_steps=num_steps)
         check_count(message.seeds, len(starts), field="seeds")
         frozen = self._arrays.frozen(message, starts)
-        resumes = self._arrays.resume_points(message, starts)
+        resumes = self._arrays.resume_points(message, starts, request.sampler)
         for index, ids in enumerate(starts):
             # P2 draws, and may mask again, whatever is not frozen.
             is_open = (ids == self._info.mask_token_id) | (request.sampler.algorithm == "p2")

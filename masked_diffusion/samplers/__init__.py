@@ -1,9 +1,17 @@
 """Samplers: pure step functions, written once for the server, the trainer and evaluation."""
 
-from masked_diffusion.samplers.base import ALGORITHMS, RowBatch, Sampler, SamplerConfig
+from masked_diffusion.samplers.ancestral import Ancestral
+from masked_diffusion.samplers.base import RowBatch, Sampler
 from masked_diffusion.samplers.confidence import ConfidenceSampler
+from masked_diffusion.samplers.config import ALGORITHMS, SamplerConfig
+from masked_diffusion.samplers.decisions import Decisions, decide
+from masked_diffusion.samplers.entropy_bounded import EntropyBounded
+from masked_diffusion.samplers.fit import check_fits
+from masked_diffusion.samplers.low_confidence import LowConfidence
+from masked_diffusion.samplers.low_confidence_dynamic import LowConfidenceDynamic
 from masked_diffusion.samplers.origin import Origin
 from masked_diffusion.samplers.p2 import P2
+from masked_diffusion.samplers.random_order import RandomOrder
 from masked_diffusion.samplers.tokens import TokenSamples, sample_tokens
 
 SAMPLERS: dict[str, Sampler] = {
@@ -12,6 +20,11 @@ SAMPLERS: dict[str, Sampler] = {
     "topk_margin": ConfidenceSampler("margin"),
     "entropy": ConfidenceSampler("negative_entropy"),
     "p2": P2(),
+    "low_confidence": LowConfidence(),
+    "random": RandomOrder(),
+    "low_confidence_dynamic": LowConfidenceDynamic(),
+    "entropy_bounded": EntropyBounded(),
+    "ancestral": Ancestral(),
 }
 
 
@@ -29,10 +42,13 @@ def get_sampler(name: str) -> Sampler:
 __all__ = [
     "ALGORITHMS",
     "SAMPLERS",
+    "Decisions",
     "RowBatch",
     "Sampler",
     "SamplerConfig",
     "TokenSamples",
+    "check_fits",
+    "decide",
     "get_sampler",
     "sample_tokens",
 ]
