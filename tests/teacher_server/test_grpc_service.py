@@ -561,7 +561,7 @@ def test_a_request_is_answered_alike_alone_and_among_twenty_others(
     with (
         servers.serve(denoiser) as running,
         connect(running.address) as stub,
-        ThreadPoolExecutor(40) as pool,
+        ThreadPoolExecutor(len(mine) + len(scores) + len(mixed)) as pool,
     ):
         alone = [collect(stub.SampleTrajectories(request)) for request in mine]
         before = running.engine.snapshot()
