@@ -1,25 +1,16 @@
 """The in-process sampling loop, for evaluation: whole trajectories of a right-padded batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from masked_diffusion import schedule, uniform_noise
+from masked_diffusion import uniform_noise
 from masked_diffusion.block_cache import MAX_CACHE_BYTES, BlockCaches, BlockRow
 from masked_diffusion.families import Denoiser, padding_mask
-from masked_diffusion.samplers import (
-    DecidedPositions,
-    RowBatch,
-    Sampler,
-    SamplerConfig,
-    TokenSamples,
-    algorithms_for,
-    decided_positions,
-    draw_tokens,
-    get_sampler,
-)
+from masked_diffusion.guidance import guided_hidden_states, unconditional_states
+from masked_diffusion.samplers import RowBatch, SamplerConfig, check_fits, decide, get_sampler
 
 MAX_CHUNK_ELEMENTS = 2**24
 """Logits made at a time: 64 MiB of float32, about 110 positions of a 152k vocabulary."""
@@ -30,12 +21,12 @@ class SampleResult:
     """Finished trajectories, in the order of the input rows."""
 
     x: Tensor
-    """[B, L] int64; no generated position is masked."""
+    """[B, L] int64; no generated position is masked, unless the mask id could be drawn."""
     unmask_steps_BL: Tensor
-    """[B, L] int64: the last step at which the position was unmasked, or with uniform noise
-    changed; -1 where it was given, or never changed."""
+    """[B, L] int64: the last step at which the position was unmasked; -1 where it was given."""
     num_forwards_B: Tensor
-    """[B] int64: forwards that each row took part in; idle steps cost none."""
+    """[B] int64: forwards that each row took part in, two a step with guidance; idle steps cost
+    none."""
 
 
 @torch.no_grad()
@@ -65,17 +56,12 @@ def sample(
         max_cache_bytes: Of keys and values of finished blocks, with a block-causal denoiser.
 
     Raises:
-        ValueError: the algorithm is for another kind of noise than the denoiser's.
+        ValueError: the denoiser cannot honour the config.
     """
     info = denoiser.info
-    offered = algorithms_for(info.noise)
-    if config.algorithm not in offered:
-        raise ValueError(
-            f"algorithm must be one of {', '.join(offered)} for {info.noise} noise, got "
-            f"{config.algorithm!r}"
-        )
+    check_fits(config, info)
     caches = None
-    if info.attention == "block_causal":
+    if info.attention == "block_causal" and not config.guidance_scale:
         caches = BlockCaches(denoiser, max_bytes=max_cache_bytes)
     x_BL, lengths_B = x_BL.cpu(), lengths_B.cpu()
     frozen_BL = frozen_BL.cpu() | (torch.arange(x_BL.shape[1]) >= lengths_B[:, None])
@@ -93,11 +79,12 @@ def sample(
             num_steps_B=torch.full((len(x_BL),), config.num_steps),
             seeds=list(seeds),
             sequence_ids=list(sequence_ids),
+            denoiser_block_length=info.block_length,
         )
         next_BL, active_B = _advance(denoiser, rows, lengths_B, config, caches)
         unmasked_BL = (x_BL != next_BL) & (next_BL != info.mask_token_id)
         unmask_steps_BL[unmasked_BL] = step
-        num_forwards_B += active_B
+        num_forwards_B += active_B * config.forwards_per_step
         x_BL = next_BL
     return SampleResult(x_BL, unmask_steps_BL, num_forwards_B)
 
@@ -114,50 +101,63 @@ def _advance(
     mask_token_id = denoiser.info.mask_token_id
     decided_BL = sampler.positions_to_decide(rows, config, mask_token_id=mask_token_id)
     active_B = decided_BL.any(-1)
-    tokens_BL = torch.zeros_like(rows.x_BL)
-    confidence_BL = torch.zeros(rows.x_BL.shape)
-    if active_B.any():
-        if caches is None:
-            # All rows are at the same step.
-            time = schedule.timesteps(config.num_steps, eps=config.eps)[rows.step_B[0]]
-            hidden_MD = _hidden_at(
-                denoiser, rows.x_BL[active_B], lengths_B[active_B], decided_BL[active_B], time=time
-            )
-        else:
-            masked_BL = rows.masked(mask_token_id=mask_token_id)
-            hidden_MD = _hidden_by_blocks(caches, rows.x_BL, masked_BL, lengths_B, decided_BL)
-        samples = decide_tokens(
-            denoiser,
-            hidden_MD,
-            sampler=sampler,
-            config=config,
-            positions=decided_positions(rows, decided_BL),
-        )
-        tokens_BL[decided_BL] = samples.token_ids_M.cpu()
-        confidence_BL[decided_BL] = samples.confidence_M.cpu()
+    if not active_B.any():
+        return rows.x_BL, active_B
+    if caches is None:
+        hidden_MD = _hidden_at(denoiser, rows, lengths_B, config, decided_BL)
+    else:
+        masked_BL = rows.masked(mask_token_id=mask_token_id)
+        hidden_MD = _hidden_by_blocks(caches, rows.x_BL, masked_BL, lengths_B, decided_BL)
+    decisions = decide(
+        sampler,
+        rows,
+        config,
+        decided_BL=decided_BL,
+        logits_chunks=logits_chunks(
+            denoiser, hidden_MD, suppress_mask_token=config.suppress_mask_token
+        ),
+    )
     next_BL = sampler.update(
         rows,
         config,
         mask_token_id=mask_token_id,
         decided_BL=decided_BL,
-        tokens_BL=tokens_BL,
-        confidence_BL=confidence_BL,
+        tokens_BL=decisions.tokens_BL,
+        confidence_BL=decisions.confidence_BL,
     )
     return next_BL, active_B
 
 
 def _hidden_at(
-    denoiser: Denoiser, x_BL: Tensor, lengths_B: Tensor, decided_BL: Tensor, *, time: Tensor
+    denoiser: Denoiser,
+    rows: RowBatch,
+    lengths_B: Tensor,
+    config: SamplerConfig,
+    decided_BL: Tensor,
 ) -> Tensor:
     """Runs the denoiser on the active rows, cut to the longest: [M, D] where decided."""
+    active_B = decided_BL.any(-1)
+    lengths_B = lengths_B[active_B]
     longest = int(lengths_B.max())
+    x_BL, decided_BL = rows.x_BL[active_B, :longest], decided_BL[active_B, :longest]
+    if config.guidance_scale:
+        # Padding is frozen too, but the attention mask hides whatever is in it.
+        given_BL = rows.frozen_BL[active_B, :longest]
+        free_BL = unconditional_states(x_BL, given_BL, mask_token_id=denoiser.info.mask_token_id)
+        x_BL, lengths_B = torch.cat([x_BL, free_BL]), lengths_B.repeat(2)
     mask_BL = padding_mask(lengths_B, longest)
+    # All rows are at the same step.
+    time = get_sampler(config.algorithm).times(config)[rows.step_B[0]]
     hidden_BLD = denoiser(
-        x_BL[:, :longest].to(denoiser.device),
+        x_BL.to(denoiser.device),
         None if mask_BL is None else mask_BL.to(denoiser.device),
         times_B=time.expand(len(x_BL)).to(denoiser.device),
     )
-    return hidden_BLD[decided_BL[:, :longest].to(denoiser.device)]
+    if config.guidance_scale:
+        hidden_BLD = guided_hidden_states(
+            *hidden_BLD.chunk(2), guidance_scale=config.guidance_scale
+        )
+    return hidden_BLD[decided_BL.to(denoiser.device)]
 
 
 def _hidden_by_blocks(
@@ -179,39 +179,24 @@ def _hidden_by_blocks(
     return hidden_BLD[decided_BL.to(hidden_BLD.device)]
 
 
-def decide_tokens(
+def logits_chunks(
     denoiser: Denoiser,
     hidden_MD: Tensor,
     *,
-    sampler: Sampler,
-    config: SamplerConfig,
-    positions: DecidedPositions,
+    suppress_mask_token: bool = True,
     max_chunk_elements: int = MAX_CHUNK_ELEMENTS,
-) -> TokenSamples:
-    """Applies the head and draws a token per position, a chunk of positions at a time.
+) -> Iterator[Tensor]:
+    """Applies the head to a chunk of positions at a time.
 
     Args:
         denoiser: Whose head it is.
         hidden_MD: [M, D] aligned hidden states.
-        sampler: Whose draw it is.
-        config: Of the sampler.
-        positions: The same M.
+        suppress_mask_token: See `Denoiser.logits`.
         max_chunk_elements: Bounds positions times vocabulary held at once.
 
-    Returns:
-        On the denoiser's device.
+    Yields:
+        [chunk, V] float32 on the denoiser's device.
     """
     chunk_size = max(1, max_chunk_elements // denoiser.info.vocab_size)
-    chunks = [
-        draw_tokens(
-            sampler,
-            denoiser.logits(chunk_MD),
-            config=config,
-            positions=positions[index * chunk_size : (index + 1) * chunk_size],
-        )
-        for index, chunk_MD in enumerate(hidden_MD.split(chunk_size))
-    ]
-    return TokenSamples(
-        torch.cat([chunk.token_ids_M for chunk in chunks]),
-        torch.cat([chunk.confidence_M for chunk in chunks]),
-    )
+    for chunk_MD in hidden_MD.split(chunk_size):
+        yield denoiser.logits(chunk_MD, suppress_mask_token=suppress_mask_token)

@@ -200,7 +200,7 @@ class TeacherClient:
                 capture=capture.to_message(),
                 targets=targets.to_message(),
             )
-            _fill_trajectories(request, running)
+            _fill_trajectories(request, running, sampler)
             call = replica.stub.SampleTrajectories(
                 request, timeout=self._replicas.policy.call_timeout_s
             )
@@ -286,7 +286,9 @@ def _check_revision(revision: str, description: wire.TeacherDescription, address
 
 
 def _fill_trajectories(
-    request: pb.SampleTrajectoriesRequest, running: dict[int, _Progress]
+    request: pb.SampleTrajectoriesRequest,
+    running: dict[int, _Progress],
+    sampler: wire.SamplerSpec,
 ) -> None:
     """Start states of what is left; each goes on at its last collected step, if it has one."""
     states = []
@@ -300,7 +302,9 @@ def _fill_trajectories(
         # That step runs again, since its draws are needed and its targets are here already.
         resume.start_steps.append(0 if last is None else last.step)
         resume.last_collected_steps.append(-1 if last is None else last.step)
-        resume.num_forwards.append(0 if last is None else last.num_forwards - 1)
+        resume.num_forwards.append(
+            0 if last is None else last.num_forwards - sampler.forwards_per_step
+        )
         so_far = None if last is None else last.unmask_steps
         unmask_steps.append(
             np.full(len(state), -1, dtype="<i4") if so_far is None else so_far.astype("<i4")

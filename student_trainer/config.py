@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from masked_diffusion.samplers.base import Algorithm
+from masked_diffusion.samplers.config import Algorithm, SamplerConfig
 from student_trainer.losses import LossConfig
 
 Scalar = int | float | bool | str
@@ -202,6 +202,18 @@ class DistillConfig:
     """trajectory: ids kept for the token draw; 0 = all."""
     diffusion_alg_temp: float = 0.5
     """trajectory: Gumbel temperature on confidences (maskgit_plus, topk_margin, entropy)."""
+    diffusion_suppress_mask_token: bool = True
+    """trajectory: the teacher never draws the mask id; false = as often as it says, as upstream."""
+    diffusion_block_length: int = 0
+    """trajectory: positions of a block, counted from the first masked one (low_confidence, random,
+    low_confidence_dynamic, entropy_bounded); 0 = one block, or a block-causal teacher's own."""
+    diffusion_guidance_scale: float = 0.0
+    """trajectory: classifier-free guidance by the prompt, which doubles the teacher's forwards;
+    targets are the guided teacher's. 0 = none."""
+    diffusion_threshold: float = 0.0
+    """trajectory: probability above which low_confidence_dynamic unmasks at once, in (0, 1]."""
+    diffusion_entropy_bound: float = 0.0
+    """trajectory: bound in nats on the entropies that entropy_bounded unmasks together."""
     encoding: Literal["hidden", "top_k", "logits"] = "hidden"
     """How targets travel: hidden states (exact, the head is fetched once), the most probable ids
     with the mass of the rest, or everything."""
@@ -266,12 +278,29 @@ class DistillConfig:
             self.value_dtype,
             f"f16 or f32 with distill.encoding={self.encoding}",
         )
+        self._check_sampler()
         if self.distillation_alpha > 0 and not (self.teacher_address or self.teacher_model_path):
             raise ValueError(
                 f"distill.distillation_alpha is {self.distillation_alpha} but no teacher is given: "
                 "set distill.teacher_address (a running teacher-server) or "
                 "distill.teacher_model_path (one is started), or distillation_alpha=0"
             )
+
+    def _check_sampler(self) -> None:
+        try:
+            SamplerConfig(
+                algorithm=self.diffusion_sampling_alg,
+                num_steps=self.num_sampling_steps,
+                temperature=self.diffusion_temperature,
+                suppress_mask_token=self.diffusion_suppress_mask_token,
+                block_length=self.diffusion_block_length,
+                guidance_scale=self.diffusion_guidance_scale,
+                threshold=self.diffusion_threshold,
+                entropy_bound=self.diffusion_entropy_bound,
+            )
+        except ValueError as error:
+            # Its messages begin with the field's name.
+            raise ValueError(f"distill.diffusion_{error}") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -136,6 +136,11 @@ def _connect(
             temperature=distill.diffusion_temperature,
             top_k=distill.diffusion_top_k,
             alg_temp=distill.diffusion_alg_temp,
+            suppress_mask_token=distill.diffusion_suppress_mask_token,
+            block_length=distill.diffusion_block_length,
+            guidance_scale=distill.diffusion_guidance_scale,
+            threshold=distill.diffusion_threshold,
+            entropy_bound=distill.diffusion_entropy_bound,
         ),
         device=parallel.device,
     )

@@ -28,6 +28,11 @@ _ALGORITHMS: Mapping[str, pb.Algorithm] = {
     "topk_margin": pb.ALGORITHM_TOPK_MARGIN,
     "entropy": pb.ALGORITHM_ENTROPY,
     "p2": pb.ALGORITHM_P2,
+    "low_confidence": pb.ALGORITHM_LOW_CONFIDENCE,
+    "random": pb.ALGORITHM_RANDOM,
+    "low_confidence_dynamic": pb.ALGORITHM_LOW_CONFIDENCE_DYNAMIC,
+    "entropy_bounded": pb.ALGORITHM_ENTROPY_BOUNDED,
+    "ancestral": pb.ALGORITHM_ANCESTRAL,
     "multinomial": pb.ALGORITHM_MULTINOMIAL,
 }
 _NOISES: Mapping[pb.Noise, Noise] = {
@@ -72,6 +77,16 @@ class SamplerSpec:
     top_p: float = 1.0
     alg_temp: float = 0.0
     eps: float = 1e-3
+    suppress_mask_token: bool = True
+    block_length: int = 0
+    guidance_scale: float = 0.0
+    threshold: float = 0.0
+    entropy_bound: float = 0.0
+
+    @property
+    def forwards_per_step(self) -> int:
+        """Forwards that a step of one sequence costs: the unconditional one too, with guidance."""
+        return 2 if self.guidance_scale > 0 else 1
 
     def to_message(self) -> pb.SamplerSpec:
         """The message. An algorithm the contract does not know goes out as 0 and is refused."""
@@ -83,6 +98,11 @@ class SamplerSpec:
             top_p=self.top_p,
             alg_temp=self.alg_temp,
             eps=self.eps,
+            sample_mask_token=not self.suppress_mask_token,
+            block_length=self.block_length,
+            guidance_scale=self.guidance_scale,
+            threshold=self.threshold,
+            entropy_bound=self.entropy_bound,
         )
 
 
@@ -202,6 +222,8 @@ class Trajectory:
     num_forwards: int
     num_steps: int
     revision: str
+    mask_token_suppressed: bool
+    """False where the mask id could be drawn, so that masks may be left."""
 
     @classmethod
     def from_message(cls, message: pb.TrajectoryRecord) -> "Trajectory":
@@ -213,6 +235,7 @@ class Trajectory:
             num_forwards=message.num_forwards,
             num_steps=message.num_steps,
             revision=message.revision,
+            mask_token_suppressed=message.mask_token_suppressed,
         )
 
 

@@ -27,6 +27,11 @@ ALGORITHMS: Mapping[pb.Algorithm, str] = {
     pb.ALGORITHM_ENTROPY: "entropy",
     pb.ALGORITHM_P2: "p2",
     pb.ALGORITHM_MULTINOMIAL: "multinomial",
+    pb.ALGORITHM_LOW_CONFIDENCE: "low_confidence",
+    pb.ALGORITHM_RANDOM: "random",
+    pb.ALGORITHM_LOW_CONFIDENCE_DYNAMIC: "low_confidence_dynamic",
+    pb.ALGORITHM_ENTROPY_BOUNDED: "entropy_bounded",
+    pb.ALGORITHM_ANCESTRAL: "ancestral",
 }
 ATTENTIONS: Mapping[pb.Attention, Attention] = {
     pb.ATTENTION_FULL: "full",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from masked_diffusion.families import DenoiserInfo
+from masked_diffusion.samplers import SamplerConfig
 from protos import teacher_pb2 as pb
 from teacher_server.config import LimitsConfig
 from teacher_server.refusals import check_count, invalid
@@ -171,7 +172,10 @@ class ArrayReader:
         return _cut(flat.astype(bool), lengths)
 
     def resume_points(
-        self, message: pb.SampleTrajectoriesRequest, starts: list[np.ndarray]
+        self,
+        message: pb.SampleTrajectoriesRequest,
+        starts: list[np.ndarray],
+        sampler: SamplerConfig,
     ) -> list[ResumePoint]:
         """Where each trajectory goes on; the beginning for all where nothing is resumed."""
         if not message.HasField("resume"):
@@ -184,7 +188,7 @@ class ArrayReader:
                 )
                 for ids in starts
             ]
-        resume, num_steps = message.resume, message.sampler.num_steps
+        resume = message.resume
         for name in ("start_steps", "last_collected_steps", "num_forwards"):
             check_count(getattr(resume, name), len(starts), field=f"resume.{name}")
         lengths = np.asarray([len(ids) for ids in starts], dtype=np.int64)
@@ -207,16 +211,16 @@ class ArrayReader:
             )
         ]
         for point in points:
-            _check_resume_point(point, num_steps)
+            _check_resume_point(point, sampler)
         return points
 
 
-def _check_resume_point(point: ResumePoint, num_steps: int) -> None:
-    start_step = point.start_step
+def _check_resume_point(point: ResumePoint, sampler: SamplerConfig) -> None:
+    start_step, num_steps = point.start_step, sampler.num_steps
     _check_range(start_step, "start_steps", low=0, high=num_steps - 1)
     _check_range(point.last_collected_step, "last_collected_steps", low=-1, high=num_steps - 1)
-    # A step costs one forward or none.
-    _check_range(point.num_forwards, "num_forwards", low=0, high=start_step)
+    most = start_step * sampler.forwards_per_step
+    _check_range(point.num_forwards, "num_forwards", low=0, high=most)
     for extreme in (point.unmask_steps_L.min(), point.unmask_steps_L.max()):
         _check_range(extreme, "unmask_steps", low=-1, high=start_step - 1)
 

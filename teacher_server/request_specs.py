@@ -5,8 +5,8 @@ import math
 import numpy as np
 
 from masked_diffusion.families import DenoiserInfo
-from masked_diffusion.samplers import SamplerConfig
-from masked_diffusion.samplers.base import MIN_TEMPERATURE
+from masked_diffusion.samplers import SamplerConfig, check_fits
+from masked_diffusion.samplers.config import MIN_TEMPERATURE
 from masked_diffusion.schedule import DEFAULT_EPS
 from protos import codec
 from protos import teacher_pb2 as pb
@@ -114,8 +114,14 @@ class SpecReader:
                 "sampler.num_steps",
                 f"must be in [1, {self._limits.max_num_steps}], got {message.num_steps}",
             )
+        if message.sample_mask_token and algorithm == "ancestral":
+            raise invalid(
+                "sampler.sample_mask_token",
+                "must be false with ALGORITHM_ANCESTRAL, whose posterior knows no mask in a clean "
+                "sequence, got true",
+            )
         try:
-            return SamplerConfig(
+            config = SamplerConfig(
                 algorithm=algorithm,
                 num_steps=message.num_steps,
                 temperature=_rounded(message.temperature),
@@ -123,11 +129,18 @@ class SpecReader:
                 top_p=_rounded(message.top_p) or None,
                 alg_temp=_rounded(message.alg_temp),
                 eps=_rounded(message.eps) or DEFAULT_EPS,
+                suppress_mask_token=not message.sample_mask_token,
+                block_length=message.block_length,
+                guidance_scale=_rounded(message.guidance_scale),
+                threshold=_rounded(message.threshold),
+                entropy_bound=_rounded(message.entropy_bound),
             )
+            check_fits(config, self._info)
         except ValueError as error:
             # Its messages begin with the field's name.
             name, _, message_text = str(error).partition(" ")
             raise invalid(f"sampler.{name}", message_text) from error
+        return config
 
     def capture(self, message: pb.Capture, *, num_steps: int) -> Capture:
         """Which steps return targets."""

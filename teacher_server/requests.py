@@ -85,7 +85,7 @@ class RequestParser:
         request.capture = self._specs.capture(message.capture, num_steps=num_steps)
         check_count(message.seeds, len(starts), field="seeds")
         frozen = self._arrays.frozen(message, starts)
-        resumes = self._arrays.resume_points(message, starts)
+        resumes = self._arrays.resume_points(message, starts, request.sampler)
         if self._info.noise == "uniform":
             starts = uniform_requests.noisy_starts(message, starts, frozen, self._info)
         for index, ids in enumerate(starts):

@@ -90,4 +90,5 @@ def _record(item: TrajectoryDone) -> pb.TrajectoryRecord:
         num_steps=item.num_steps,
         num_collected_steps=item.num_collected_steps,
         revision=item.revision,
+        mask_token_suppressed=item.mask_token_suppressed,
     )

@@ -1,12 +1,19 @@
 """Samplers: pure step functions, written once for the server, the trainer and evaluation."""
 
-from masked_diffusion.families.info import Noise
-from masked_diffusion.samplers.base import ALGORITHMS, RowBatch, Sampler, SamplerConfig
+from masked_diffusion.samplers.ancestral import Ancestral
+from masked_diffusion.samplers.base import RowBatch, Sampler
 from masked_diffusion.samplers.confidence import ConfidenceSampler
-from masked_diffusion.samplers.draw import DecidedPositions, decided_positions, draw_tokens
+from masked_diffusion.samplers.config import ALGORITHMS, SamplerConfig
+from masked_diffusion.samplers.decisions import Decisions, decide
+from masked_diffusion.samplers.draw import DecidedPositions
+from masked_diffusion.samplers.entropy_bounded import EntropyBounded
+from masked_diffusion.samplers.fit import UNIFORM_ALGORITHMS, algorithms_for, check_fits
+from masked_diffusion.samplers.low_confidence import LowConfidence
+from masked_diffusion.samplers.low_confidence_dynamic import LowConfidenceDynamic
 from masked_diffusion.samplers.multinomial import Multinomial
 from masked_diffusion.samplers.origin import Origin
 from masked_diffusion.samplers.p2 import P2
+from masked_diffusion.samplers.random_order import RandomOrder
 from masked_diffusion.samplers.tokens import TokenSamples, sample_tokens
 
 SAMPLERS: dict[str, Sampler] = {
@@ -15,10 +22,13 @@ SAMPLERS: dict[str, Sampler] = {
     "topk_margin": ConfidenceSampler("margin"),
     "entropy": ConfidenceSampler("negative_entropy"),
     "p2": P2(),
+    "low_confidence": LowConfidence(),
+    "random": RandomOrder(),
+    "low_confidence_dynamic": LowConfidenceDynamic(),
+    "entropy_bounded": EntropyBounded(),
+    "ancestral": Ancestral(),
     "multinomial": Multinomial(),
 }
-UNIFORM_ALGORITHMS: tuple[str, ...] = ("multinomial",)
-"""What samples from a denoiser of uniform noise; the others fill in masks."""
 
 
 def get_sampler(name: str) -> Sampler:
@@ -32,22 +42,19 @@ def get_sampler(name: str) -> Sampler:
     return SAMPLERS[name]
 
 
-def algorithms_for(noise: Noise) -> tuple[str, ...]:
-    """Lists the algorithms that sample from a denoiser of this noise."""
-    return tuple(a for a in ALGORITHMS if (a in UNIFORM_ALGORITHMS) == (noise == "uniform"))
-
-
 __all__ = [
     "ALGORITHMS",
     "SAMPLERS",
+    "UNIFORM_ALGORITHMS",
     "DecidedPositions",
+    "Decisions",
     "RowBatch",
     "Sampler",
     "SamplerConfig",
     "TokenSamples",
     "algorithms_for",
-    "decided_positions",
-    "draw_tokens",
+    "check_fits",
+    "decide",
     "get_sampler",
     "sample_tokens",
 ]

@@ -1,64 +1,13 @@
-"""What every sampler shares: its configuration, the rows it works on, and its protocol."""
+"""What every sampler shares: the rows it works on, and its interface."""
 
-import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
 
 from torch import Tensor
 
+from masked_diffusion import schedule
 from masked_diffusion.randomness import keyed_uniforms_batch
-from masked_diffusion.schedule import DEFAULT_EPS
-
-Algorithm = Literal["origin", "maskgit_plus", "topk_margin", "entropy", "p2", "multinomial"]
-ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
-
-Confidence = Literal["probability", "margin", "negative_entropy"]
-
-MIN_TEMPERATURE = 1e-6
-"""Below it, dividing large float32 logits could overflow; 0 (argmax) is what is meant there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
-    """How a trajectory is sampled. Rows whose configs differ in num_steps alone may share a batch.
-
-    Source: Open-dLLM, `MDMGenerationConfig`.
-    """
-
-    algorithm: str
-    """One of ALGORITHMS."""
-    num_steps: int
-    """Denoising steps of the trajectory, at least 1."""
-    temperature: float = 0.0
-    """Divides the logits before filtering; 0 takes the most likely token."""
-    top_p: float | None = None
-    """Nucleus: keep the likeliest ids up to this mass, in (0, 1]; None and 1 keep all."""
-    top_k: int | None = None
-    """Keep ids at least as likely as the k-th (ties stay); None and 0 keep all."""
-    alg_temp: float = 0.0
-    """Gumbel temperature on confidences; used by maskgit_plus, topk_margin and entropy only."""
-    eps: float = DEFAULT_EPS
-    """Time of the schedule's end, in (0, 1); p2 does not use it."""
-
-    def __post_init__(self) -> None:
-        if self.algorithm not in ALGORITHMS:
-            raise ValueError(
-                f"algorithm must be one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}"
-            )
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
-        if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature < math.inf:
-            raise ValueError(
-                f"temperature must be 0 or at least {MIN_TEMPERATURE}, got {self.temperature}"
-            )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1] or be None, got {self.top_p}")
-        if self.top_k is not None and self.top_k < 0:
-            raise ValueError(f"top_k must be at least 0 or None, got {self.top_k}")
-        if not 0 <= self.alg_temp < math.inf:
-            raise ValueError(f"alg_temp must be at least 0, got {self.alg_temp}")
-        if not 0 < self.eps < 1:
-            raise ValueError(f"eps must lie in (0, 1), got {self.eps}")
+from masked_diffusion.samplers.config import Confidence, SamplerConfig
 
 
 @dataclass(kw_only=True)
@@ -77,6 +26,8 @@ class RowBatch:
     """Of each row's request."""
     sequence_ids: list[int]
     """Of each row within its request."""
+    denoiser_block_length: int | None = None
+    """Positions of a block of a block-causal denoiser, counted from position 0; else None."""
 
     def masked(self, *, mask_token_id: int) -> Tensor:
         """Finds the positions still to be unmasked: [B, L] bool."""
@@ -93,14 +44,19 @@ class RowBatch:
         )
 
 
-class Sampler(Protocol):
+class Sampler(ABC):
     """The rule that picks what to unmask (and remask) at a step. Stateless and pure."""
 
-    @property
-    def confidence(self) -> Confidence:
-        """How sure the denoiser is of a token, as this sampler measures it."""
-        ...
+    confidence: Confidence
+    """How this sampler measures how sure the denoiser is of a token."""
+    ends_greedily: bool = False
+    """True where the last step takes the most likely tokens, whatever the temperature."""
 
+    def times(self, config: SamplerConfig) -> Tensor:
+        """Gives the time of the state that each step begins with: [num_steps] float32."""
+        return schedule.timesteps(config.num_steps, eps=config.eps)[:-1]
+
+    @abstractmethod
     def positions_to_decide(
         self, rows: RowBatch, config: SamplerConfig, *, mask_token_id: int
     ) -> Tensor:
@@ -109,8 +65,8 @@ class Sampler(Protocol):
         Returns:
             [B, L] bool. A row with none keeps its state at this step and needs no forward.
         """
-        ...
 
+    @abstractmethod
     def update(
         self,
         rows: RowBatch,
@@ -135,4 +91,3 @@ class Sampler(Protocol):
         Returns:
             [B, L] int64, the next state; a new tensor.
         """
-        ...

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from masked_diffusion.samplers.base import Confidence, RowBatch, SamplerConfig
+from masked_diffusion.samplers.base import RowBatch, Sampler
+from masked_diffusion.samplers.config import Confidence, SamplerConfig
 from masked_diffusion.samplers.counts import ranked_first, unmask_count
 
 
 @dataclass(frozen=True)
-class ConfidenceSampler:
+class ConfidenceSampler(Sampler):
     """Unmasks the k_b positions of highest confidence; nothing is ever remasked.
 
     With alg_temp > 0 the positions are drawn without replacement from

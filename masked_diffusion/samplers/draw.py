@@ -5,7 +5,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from masked_diffusion.samplers.base import RowBatch, Sampler, SamplerConfig
+from masked_diffusion.samplers.base import RowBatch, Sampler
+from masked_diffusion.samplers.config import SamplerConfig
 from masked_diffusion.samplers.tokens import TokenSamples, sample_tokens
 
 
@@ -21,6 +22,11 @@ class DecidedPositions:
     """[M] int64."""
     num_steps_M: Tensor
     """[M] int64."""
+
+    @property
+    def is_last(self) -> Tensor:
+        """[M] bool, where the step is the trajectory's last."""
+        return self.step_M == self.num_steps_M - 1
 
     def __getitem__(self, part: slice) -> "DecidedPositions":
         return DecidedPositions(
@@ -66,4 +72,5 @@ def draw_tokens(
         top_k=config.top_k,
         confidence=sampler.confidence,
         uniforms_M=positions.uniforms_M,
+        greedy_M=positions.is_last.to(logits_MV.device) if sampler.ends_greedily else None,
     )

@@ -5,12 +5,13 @@ from torch import Tensor
 
 from masked_diffusion import schedule
 from masked_diffusion.families import EXCLUDED_LOGIT
-from masked_diffusion.samplers.base import Confidence, RowBatch, SamplerConfig
+from masked_diffusion.samplers.base import RowBatch, Sampler
+from masked_diffusion.samplers.config import Confidence, SamplerConfig
 from masked_diffusion.samplers.draw import DecidedPositions
 from masked_diffusion.samplers.tokens import TokenSamples, filter_logits, invert_cdf
 
 
-class Multinomial:
+class Multinomial(Sampler):
     """Draws every open position anew at every step; the last step draws x0 itself.
 
     Temperature and filters shape the denoiser's distribution of x0 (temperature 0 takes its
@@ -35,7 +36,7 @@ class Multinomial:
         device = logits_MV.device
         x0_MV = x0_probabilities(logits_MV, config)
         t_M, s_M = _times(positions, eps=config.eps)
-        is_last_M1 = (positions.step_M == positions.num_steps_M - 1)[:, None].to(device)
+        is_last_M1 = positions.is_last[:, None].to(device)
         posterior_MV = posterior(
             x0_MV,
             positions.token_ids_M.to(device),

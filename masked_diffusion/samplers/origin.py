@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
-from masked_diffusion.samplers.base import Confidence, RowBatch, SamplerConfig
+from masked_diffusion.samplers.base import RowBatch, Sampler
+from masked_diffusion.samplers.config import Confidence, SamplerConfig
 from masked_diffusion.samplers.counts import unmask_fractions_at
 
 
-class Origin:
+class Origin(Sampler):
     """Unmasks each masked position with the schedule's probability, and all at the last step.
 
     The draws are keyed, so they are known before the forward: only positions that are unmasked

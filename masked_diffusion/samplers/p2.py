@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
-from masked_diffusion.samplers.base import Confidence, RowBatch, SamplerConfig
+from masked_diffusion.samplers.base import RowBatch, Sampler
+from masked_diffusion.samplers.config import Confidence, SamplerConfig
 from masked_diffusion.samplers.counts import ranked_first, remask_count
 
 
-class P2:
+class P2(Sampler):
     """Keeps R_b = floor(N_b * (S - i - 1) / S) positions masked after step i, the least sure ones.
 
     The confidence of a position that is already unmasked comes from a freshly drawn token, but a

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from masked_diffusion.samplers.base import Confidence
+from masked_diffusion.samplers.config import Confidence
 
 MIN_PROBABILITY = 1e-10
 """Floor inside the logarithm of the entropy, as upstream."""
+
+_RAW = ("raw_probability", "raw_negative_entropy")
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,13 @@ def sample_tokens(
     top_k: int | None,
     confidence: Confidence,
     uniforms_M: Tensor,
+    greedy_M: Tensor | None = None,
 ) -> TokenSamples:
     """Samples a token per position: temperature, then top_p, then top_k, softmax, draw, confidence.
 
     Everything is float32 but the draw, which inverts the cumulative distribution over ids, in the
-    order of the ids, in float64. The confidence belongs to the scaled and filtered distribution.
+    order of the ids, in float64. The confidence belongs to the scaled and filtered distribution,
+    unless its name says raw.
 
     Args:
         logits_MV: [M, V] float32; an id at EXCLUDED_LOGIT has probability 0 and is never drawn.
@@ -44,25 +48,28 @@ def sample_tokens(
         top_k: Keeps what is at least the k-th largest of what top_p kept; equals of the k-th
             stay. None or 0 keep all.
         confidence: "probability" of the drawn id; "margin" between the two most likely ids;
-            "negative_entropy" in nats.
+            "negative_entropy" in nats; "raw_probability" and "raw_negative_entropy" of the logits
+            as they came.
         uniforms_M: [M] in the open (0, 1), one per position.
+        greedy_M: [M] bool, positions that take the most likely id at any temperature; None = none.
 
     Source: Open-dLLM, `sample_tokens`, with the order of equals defined.
     """
-    logits_MV = logits_MV.float()
+    raw_MV = logits_MV.float()
+    scaled_MV = raw_MV / temperature if temperature > 0 else raw_MV
+    filtered_MV = filter_logits(scaled_MV, top_p=top_p, top_k=top_k)
+    p_MV = torch.softmax(filtered_MV, dim=-1)
+    token_ids_M = p_MV.argmax(dim=-1)
     if temperature > 0:
-        logits_MV = logits_MV / temperature
-    logits_MV = filter_logits(logits_MV, top_p=top_p, top_k=top_k)
-    p_MV = torch.softmax(logits_MV, dim=-1)
-    if temperature > 0:
-        token_ids_M = invert_cdf(p_MV, uniforms_M.to(p_MV.device))
-    else:
-        token_ids_M = p_MV.argmax(dim=-1)
+        drawn_M = invert_cdf(p_MV, uniforms_M.to(p_MV.device))
+        token_ids_M = drawn_M if greedy_M is None else token_ids_M.where(greedy_M, drawn_M)
+    if confidence in _RAW and filtered_MV is not raw_MV:
+        p_MV = torch.softmax(raw_MV, dim=-1)
     return TokenSamples(token_ids_M, _measure(confidence, p_MV, token_ids_M))
 
 
 def _measure(confidence: Confidence, p_MV: Tensor, token_ids_M: Tensor) -> Tensor:
-    if confidence == "probability":
+    if confidence in ("probability", "raw_probability"):
         return p_MV.gather(-1, token_ids_M[:, None])[:, 0]
     if confidence == "margin":
         first_M, second_M = p_MV.topk(2, dim=-1).values.unbind(-1)

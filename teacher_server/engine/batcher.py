@@ -21,6 +21,9 @@ class BatchableRow(Protocol):
     @property
     def length(self) -> int: ...
 
+    @property
+    def forwards_per_step(self) -> int: ...
+
 
 RowT = TypeVar("RowT", bound=BatchableRow)
 
@@ -35,9 +38,10 @@ def next_batch(
     """Rows of the next step: fair across clients, oldest deadline first, of similar length.
 
     The client that was served least gives the first row, whose length sets the batch; further rows
-    are taken in the same fair order while the padded size (rows times the longest) stays within
-    `max_batch_tokens` and padding within `max_padding_fraction`. A row longer than the budget runs
-    alone. Never empty while there are rows: the device does not wait.
+    are taken in the same fair order while the padded size (rows times the longest, a row with
+    guidance counted twice) stays within `max_batch_tokens` and padding within
+    `max_padding_fraction`. A row longer than the budget runs alone. Never empty while there are
+    rows: the device does not wait.
 
     Args:
         rows: rows that can run now, in order of arrival.
@@ -47,16 +51,17 @@ def next_batch(
         Varghese, 1996); the padded token budget is that of text-embeddings-inference.
     """
     batch: list[RowT] = []
-    longest = num_tokens = 0
+    longest = num_tokens = num_forwards = 0
     for row in _fair_order(rows, served_tokens):
         new_longest = max(longest, row.length)
-        padded = new_longest * (len(batch) + 1)
-        useful = num_tokens + row.length
+        padded = new_longest * (num_forwards + row.forwards_per_step)
+        useful = num_tokens + row.length * row.forwards_per_step
         if batch and (padded > max_batch_tokens or padded - useful > max_padding_fraction * padded):
             continue
         batch.append(row)
         longest, num_tokens = new_longest, useful
-        if longest * (len(batch) + 1) > max_batch_tokens:
+        num_forwards += row.forwards_per_step
+        if longest * (num_forwards + 1) > max_batch_tokens:
             break
     return batch
 
@@ -76,4 +81,4 @@ def _fair_order(rows: Iterable[RowT], served_tokens: Mapping[str, float]) -> Ite
         row = by_client[client].pop()
         yield row
         if by_client[client]:
-            heapq.heappush(heap, (served + row.length, client))
+            heapq.heappush(heap, (served + row.length * row.forwards_per_step, client))

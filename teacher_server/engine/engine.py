@@ -190,7 +190,7 @@ class Engine:
     def _run_step(self, batch: list[Row]) -> None:
         started_s = time.monotonic()
         for row in batch:
-            self._served_tokens[row.request.client_id] += row.length
+            self._served_tokens[row.request.client_id] += row.length * row.forwards_per_step
         with self._failing(batch, "the forward"):
             self._step.run(batch)
             self._proved_s = time.monotonic()
@@ -251,7 +251,9 @@ class Engine:
 
     def _backlog_s(self, rows: list[Row]) -> float:
         speed = self.counters.tokens_per_s
-        left = sum(row.length * max(1, row.num_steps - row.step) for row in rows)
+        left = sum(
+            row.length * row.forwards_per_step * max(1, row.num_steps - row.step) for row in rows
+        )
         return left / speed if speed else 0.0
 
     def _retry_after_s(self) -> float:

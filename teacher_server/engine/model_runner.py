@@ -37,11 +37,13 @@ class ModelRunner:
         )
 
     @torch.inference_mode()
-    def logits_chunks(self, hidden_MD: Tensor) -> Iterator[Tensor]:
+    def logits_chunks(
+        self, hidden_MD: Tensor, *, suppress_mask_token: bool = True
+    ) -> Iterator[Tensor]:
         """Logits of positions, [chunk, V] float32 at a time, so that [M, V] is never whole."""
         rows = max(1, self._max_head_elements // self.denoiser.info.vocab_size)
         for chunk in hidden_MD.split(rows):
-            yield self.denoiser.logits(chunk)
+            yield self.denoiser.logits(chunk, suppress_mask_token=suppress_mask_token)
 
     def prove(self) -> None:
         """Runs the smallest real forward; raises whatever it raises."""

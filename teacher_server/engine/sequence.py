@@ -116,6 +116,16 @@ class Row:
         return len(self.x_L)
 
     @property
+    def guidance_scale(self) -> float:
+        """Of classifier-free guidance; 0 = none."""
+        return 0.0 if self.request.sampler is None else self.request.sampler.guidance_scale
+
+    @property
+    def forwards_per_step(self) -> int:
+        """Rows of the denoiser's batch that a step takes."""
+        return 1 if self.request.sampler is None else self.request.sampler.forwards_per_step
+
+    @property
     def captures_now(self) -> bool:
         """True where the present step returns targets that the client does not have."""
         if self.request.kind == "score":

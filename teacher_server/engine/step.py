@@ -8,18 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masked_diffusion import schedule
-from masked_diffusion.samplers import (
-    RowBatch,
-    SamplerConfig,
-    decided_positions,
-    draw_tokens,
-    get_sampler,
-)
+from masked_diffusion.samplers import RowBatch, SamplerConfig, decide, get_sampler
 from protos import codec
 from teacher_server.engine import encoder
 from teacher_server.engine.block_runner import BlockRunner
 from teacher_server.engine.counters import EngineCounters
+from teacher_server.engine.forward import hidden_states_of
 from teacher_server.engine.model_runner import ModelRunner
 from teacher_server.engine.sequence import Row
 from teacher_server.engine.stream import TargetsReady, TrajectoryDone
@@ -79,8 +73,8 @@ class DenoisingStep:
         hidden_BLD = self._hidden_states(batch)
         self._count(batch, time.monotonic() - started_s)
         for index, row in enumerate(batch):
-            row.num_forwards += 1
-            row.request.num_forwards += 1
+            row.num_forwards += row.forwards_per_step
+            row.request.num_forwards += row.forwards_per_step
             if row.captures_now:
                 self._emit_targets(row, hidden_BLD[index])
         # Scores, and idle steps that were only captured, sample nothing.
@@ -102,11 +96,22 @@ class DenoisingStep:
         return 0 if self._blocks is None else self._blocks.num_cache_bytes
 
     def _hidden_states(self, batch: Sequence[Row]) -> Tensor:
-        if self._blocks is None:
-            return self._runner.hidden_states(
-                [row.x_L for row in batch], times=[self._time(row) for row in batch]
-            )
-        return self._blocks.hidden_states(batch, [self._needed(row) for row in batch])
+        """[B, longest, D]; with blocks, undefined where neither targets nor sampler look."""
+        # The cache has no unconditional stream: guided rows run whole.
+        if self._blocks is None or all(row.guidance_scale for row in batch):
+            return hidden_states_of(self._runner, batch, times=[self._time(row) for row in batch])
+        if not any(row.guidance_scale for row in batch):
+            return self._blocks.hidden_states(batch, [self._needed(row) for row in batch])
+        parts = {
+            is_guided: [row for row in batch if bool(row.guidance_scale) == is_guided]
+            for is_guided in (False, True)
+        }
+        hidden = {
+            id(row): hidden_LD
+            for rows in parts.values()
+            for row, hidden_LD in zip(rows, self._hidden_states(rows), strict=True)
+        }
+        return _pad([hidden[id(row)] for row in batch], value=0)
 
     def _needed(self, row: Row) -> Tensor:
         """[L] bool, where the row's targets are and where its sampler decides."""
@@ -134,7 +139,7 @@ class DenoisingStep:
                 row.is_ready = True
             return
         decided_BL = get_sampler(config.algorithm).positions_to_decide(
-            _row_batch(rows), config, mask_token_id=self._info.mask_token_id
+            self._row_batch(rows), config, mask_token_id=self._info.mask_token_id
         )
         for row, decided_L in zip(rows, decided_BL, strict=True):
             row.decided_L = decided_L[: row.length]
@@ -142,16 +147,17 @@ class DenoisingStep:
             if row.step <= row.last_collected_step and row.captures_now:
                 # Sent before the stream broke; an idle step's forward is not run again.
                 row.state_is_collected = True
-                row.num_forwards += is_idle
+                row.num_forwards += is_idle * row.forwards_per_step
             row.is_ready = not is_idle or row.captures_now
             row.step += not row.is_ready
 
     def _count(self, batch: Sequence[Row], forward_s: float) -> None:
         counters = self._counters
         counters.num_forwards += 1
-        counters.num_forward_rows += len(batch)
-        counters.num_forward_tokens += sum(row.length for row in batch)
-        counters.num_padded_tokens += len(batch) * max(row.length for row in batch)
+        num_rows = sum(row.forwards_per_step for row in batch)
+        counters.num_forward_rows += num_rows
+        counters.num_forward_tokens += sum(row.length * row.forwards_per_step for row in batch)
+        counters.num_padded_tokens += num_rows * max(row.length for row in batch)
         counters.num_shared_forwards += len({row.request.client_id for row in batch}) > 1
         counters.num_mixed_forwards += len({row.request.kind for row in batch}) > 1
         counters.forward_s += forward_s
@@ -200,8 +206,8 @@ class DenoisingStep:
             return row.time
         if row.request.sampler is None:
             return float((row.x_L == self._info.mask_token_id).float().mean())
-        times = schedule.timesteps(row.num_steps, eps=row.request.sampler.eps)
-        return float(times[row.step])
+        times_S = get_sampler(row.request.sampler.algorithm).times(row.request.sampler)
+        return float(times_S[row.step])
 
     def _encode(self, row: Row, hidden_MD: Tensor) -> codec.Distribution:
         spec = row.request.targets
@@ -231,34 +237,25 @@ class DenoisingStep:
     def _sample(self, rows: Sequence[Row], hidden_BLD: Tensor) -> None:
         config = rows[0].request.sampler
         assert config is not None
-        sampler = get_sampler(config.algorithm)
-        batch = _row_batch(rows)
+        sampler, batch = get_sampler(config.algorithm), self._row_batch(rows)
         decided_BL = _pad([row.decided_L for row in rows if row.decided_L is not None], value=False)
         hidden_PD = hidden_BLD[:, : decided_BL.shape[1]][decided_BL.to(hidden_BLD.device)]
-        positions = decided_positions(batch, decided_BL)
-        tokens, confidences = [], []
-        offset = 0
-        for logits_PV in self._runner.logits_chunks(hidden_PD):
-            samples = draw_tokens(
-                sampler,
-                logits_PV,
-                config=config,
-                positions=positions[offset : offset + len(logits_PV)],
-            )
-            tokens.append(samples.token_ids_M.cpu())
-            confidences.append(samples.confidence_M.cpu())
-            offset += len(logits_PV)
-        tokens_BL = torch.zeros_like(batch.x_BL)
-        confidence_BL = torch.zeros(batch.x_BL.shape, dtype=torch.float32)
-        tokens_BL[decided_BL] = torch.cat(tokens)
-        confidence_BL[decided_BL] = torch.cat(confidences)
+        decisions = decide(
+            sampler,
+            batch,
+            config,
+            decided_BL=decided_BL,
+            logits_chunks=self._runner.logits_chunks(
+                hidden_PD, suppress_mask_token=config.suppress_mask_token
+            ),
+        )
         x_BL = sampler.update(
             batch,
             config,
             mask_token_id=self._info.mask_token_id,
             decided_BL=decided_BL,
-            tokens_BL=tokens_BL,
-            confidence_BL=confidence_BL,
+            tokens_BL=decisions.tokens_BL,
+            confidence_BL=decisions.confidence_BL,
         )
         for index, row in enumerate(rows):
             self._advance(row, x_BL[index, : row.length].clone())
@@ -278,7 +275,7 @@ class DenoisingStep:
         row.state_is_collected = False
 
     def _emit_trajectory(self, row: Row) -> None:
-        assert row.unmask_steps_L is not None
+        assert row.unmask_steps_L is not None and row.request.sampler is not None
         row.request.stream.put(
             TrajectoryDone(
                 sequence_id=row.sequence_id,
@@ -288,7 +285,19 @@ class DenoisingStep:
                 num_steps=row.step,
                 num_collected_steps=row.num_collected_steps,
                 revision=self._revision,
+                mask_token_suppressed=row.request.sampler.suppress_mask_token,
             )
+        )
+
+    def _row_batch(self, rows: Sequence[Row]) -> RowBatch:
+        return RowBatch(
+            x_BL=_pad([row.x_L for row in rows], value=0),
+            frozen_BL=_pad([row.frozen_L for row in rows], value=True),
+            step_B=torch.tensor([row.step for row in rows]),
+            num_steps_B=torch.tensor([row.num_steps for row in rows]),
+            seeds=[row.seed for row in rows],
+            sequence_ids=[row.sequence_id for row in rows],
+            denoiser_block_length=self._info.block_length,
         )
 
 
@@ -304,17 +313,6 @@ def _groups(rows: Iterable[Row]) -> Iterable[list[Row]]:
         key = None if config is None else dataclasses.replace(config, num_steps=1)
         groups.setdefault(key, []).append(row)
     return groups.values()
-
-
-def _row_batch(rows: Sequence[Row]) -> RowBatch:
-    return RowBatch(
-        x_BL=_pad([row.x_L for row in rows], value=0),
-        frozen_BL=_pad([row.frozen_L for row in rows], value=True),
-        step_B=torch.tensor([row.step for row in rows]),
-        num_steps_B=torch.tensor([row.num_steps for row in rows]),
-        seeds=[row.seed for row in rows],
-        sequence_ids=[row.sequence_id for row in rows],
-    )
 
 
 def _pad(rows: Sequence[Tensor], *, value: int | bool) -> Tensor:

@@ -30,6 +30,7 @@ class TrajectoryDone:
     num_steps: int
     num_collected_steps: int
     revision: str
+    mask_token_suppressed: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,15 @@ import torch
 from torch import Tensor
 
 from masked_diffusion.families import Denoiser
-from masked_diffusion.randomness import keyed_uniforms
 from masked_diffusion.samplers import (
-    DecidedPositions,
+    RowBatch,
     SamplerConfig,
     algorithms_for,
+    decide,
     get_sampler,
 )
-from masked_diffusion.sampling import decide_tokens, sample
+from masked_diffusion.sampling import logits_chunks, sample
+from tests.sampler_choices import choices
 
 ALGORITHMS = algorithms_for("absorbing")
 LENGTHS = [14, 9, 12]
@@ -28,7 +29,7 @@ def _start(denoiser: Denoiser) -> tuple[Tensor, Tensor, Tensor]:
 
 def _config(algorithm: str, **changes: object) -> SamplerConfig:
     fields = {"num_steps": 6, "temperature": 0.8, "top_k": 50, "top_p": 0.95, "alg_temp": 0.5}
-    return SamplerConfig(algorithm=algorithm, **(fields | changes))  # type: ignore[arg-type]
+    return SamplerConfig(algorithm=algorithm, **(fields | choices(algorithm) | changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -154,29 +155,64 @@ def test_the_greedy_one_step_result_is_the_argmax_of_the_logits(tiny_denoiser: D
     assert torch.equal(result.x[0, 3:], likeliest_L[3:])
 
 
-def test_tokens_do_not_depend_on_the_chunk(tiny_denoiser: Denoiser) -> None:
+def test_logits_do_not_depend_on_the_chunk(tiny_denoiser: Denoiser) -> None:
     hidden_MD = torch.randn(11, 32, generator=torch.Generator().manual_seed(0))
-    uniforms_M = torch.from_numpy(
-        keyed_uniforms(seed=0, sequence_id=0, step=0, length=11, stream="token")
-    )
-    positions = DecidedPositions(
-        uniforms_M=uniforms_M,
-        token_ids_M=torch.zeros(11, dtype=torch.int64),
-        step_M=torch.zeros(11, dtype=torch.int64),
-        num_steps_M=torch.full((11,), 4),
-    )
     with torch.no_grad():
         whole, chunked = (
-            decide_tokens(
-                tiny_denoiser,
-                hidden_MD,
-                sampler=get_sampler("p2"),
-                config=_config("p2"),
-                positions=positions,
-                max_chunk_elements=size,
-            )
+            torch.cat(list(logits_chunks(tiny_denoiser, hidden_MD, max_chunk_elements=size)))
             for size in (10**9, 1000)
         )
-    assert torch.equal(whole.token_ids_M, chunked.token_ids_M)
-    # A product of other shape may round otherwise in the last bit.
-    torch.testing.assert_close(whole.confidence_M, chunked.confidence_M, atol=1e-6, rtol=0)
+    # A product of other shape may round otherwise in the last bits.
+    torch.testing.assert_close(whole, chunked, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("algorithm", ["p2", "low_confidence", "entropy"])
+def test_guidance_equals_a_plain_loop_that_combines_logits(
+    algorithm: str, tiny_denoiser: Denoiser
+) -> None:
+    """A greedy trajectory of one row, its two forwards apart, combined after the head."""
+    x_BL, frozen_BL, _ = _start(tiny_denoiser)
+    x_BL, frozen_BL, scale = x_BL[:1], frozen_BL[:1], 1.5
+    config = _config(algorithm, temperature=0.0, alg_temp=0.0, guidance_scale=scale)
+    result = sample(
+        tiny_denoiser,
+        x_BL,
+        frozen_BL=frozen_BL,
+        lengths_B=torch.tensor([x_BL.shape[1]]),
+        config=config,
+        seeds=[3],
+        sequence_ids=[0],
+    )
+    sampler, mask, num_forwards = get_sampler(algorithm), tiny_denoiser.info.mask_token_id, 0
+    state_BL = x_BL
+    for step in range(config.num_steps):
+        rows = RowBatch(
+            x_BL=state_BL,
+            frozen_BL=frozen_BL,
+            step_B=torch.tensor([step]),
+            num_steps_B=torch.tensor([config.num_steps]),
+            seeds=[3],
+            sequence_ids=[0],
+        )
+        decided_BL = sampler.positions_to_decide(rows, config, mask_token_id=mask)
+        if not decided_BL.any():
+            continue
+        num_forwards += 2
+        with torch.no_grad():
+            given_BLV = tiny_denoiser.logits(tiny_denoiser(state_BL))
+            free_BL = torch.where(frozen_BL, mask, state_BL)
+            free_BLV = tiny_denoiser.logits(tiny_denoiser(free_BL))
+        logits_BLV = free_BLV + (scale + 1) * (given_BLV - free_BLV)
+        decisions = decide(
+            sampler, rows, config, decided_BL=decided_BL, logits_chunks=[logits_BLV[decided_BL]]
+        )
+        state_BL = sampler.update(
+            rows,
+            config,
+            mask_token_id=mask,
+            decided_BL=decided_BL,
+            tokens_BL=decisions.tokens_BL,
+            confidence_BL=decisions.confidence_BL,
+        )
+    assert torch.equal(result.x, state_BL)
+    assert result.num_forwards_B.tolist() == [num_forwards]

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from masked_diffusion import schedule
 from masked_diffusion.families import Denoiser
-from masked_diffusion.samplers import RowBatch, SamplerConfig, get_sampler, sample_tokens
+from masked_diffusion.samplers import RowBatch, SamplerConfig, decide, get_sampler
 from teacher_server.engine.sequence import Capture
 
 
@@ -71,12 +70,16 @@ def sample_alone(
             continue
         hidden_BLD = denoiser.hidden_states(x_BL)
         result.num_forwards += 1
+        if config.guidance_scale > 0:
+            free_BLD = denoiser.hidden_states(x_BL.masked_fill(frozen_BL, mask_token_id))
+            hidden_BLD = free_BLD + (config.guidance_scale + 1) * (hidden_BLD - free_BLD)
+            result.num_forwards += 1
         if collects:
             is_new_state = False
             result.collected.append(
                 CollectedStep(
                     step=step,
-                    time=float(schedule.timesteps(config.num_steps, eps=config.eps)[step]),
+                    time=float(sampler.times(config)[step]),
                     state=x_BL[0].numpy(),
                     unmask_steps=result.unmask_steps.copy(),
                     num_forwards=result.num_forwards,
@@ -86,24 +89,24 @@ def sample_alone(
             )
         if not decided_BL.any():
             continue
-        samples = sample_tokens(
-            denoiser.logits(hidden_BLD[decided_BL]),
-            temperature=config.temperature,
-            top_p=config.top_p,
-            top_k=config.top_k,
-            confidence=sampler.confidence,
-            uniforms_M=rows.uniforms("token")[decided_BL],
+        decisions = decide(
+            sampler,
+            rows,
+            config,
+            decided_BL=decided_BL,
+            logits_chunks=[
+                denoiser.logits(
+                    hidden_BLD[decided_BL], suppress_mask_token=config.suppress_mask_token
+                )
+            ],
         )
-        tokens_BL, confidence_BL = torch.zeros_like(x_BL), torch.zeros(x_BL.shape)
-        tokens_BL[decided_BL] = samples.token_ids_M
-        confidence_BL[decided_BL] = samples.confidence_M
         next_BL = sampler.update(
             rows,
             config,
             mask_token_id=mask_token_id,
             decided_BL=decided_BL,
-            tokens_BL=tokens_BL,
-            confidence_BL=confidence_BL,
+            tokens_BL=decisions.tokens_BL,
+            confidence_BL=decisions.confidence_BL,
         )
         changed_L = (next_BL != x_BL)[0].numpy()
         is_mask_L = (next_BL == mask_token_id)[0].numpy()

@@ -21,6 +21,7 @@ from student_trainer.client import TeacherClient
 from teacher_server import names
 from teacher_server.engine.sequence import Outcome
 from tests import servers
+from tests.sampler_choices import choices
 from tests.teacher_server import calls
 from tests.teacher_server.calls import collect, connect, int32, refusal, wait_until
 from tests.teacher_server.denoisers import ControlledDenoiser
@@ -72,7 +73,7 @@ def _sampler(algorithm: str, **changes: object) -> pb.SamplerSpec:
     fields = {"num_steps": 7, "temperature": 0.8, "top_k": 40, "top_p": 0.9, "alg_temp": 0.3}
     return pb.SamplerSpec(
         algorithm=names.value_of(names.ALGORITHMS, algorithm),
-        **(fields | changes),  # type: ignore[arg-type]
+        **(fields | choices(algorithm) | changes),  # type: ignore[arg-type]
     )
 
 
@@ -376,7 +377,13 @@ def test_trajectories_are_those_of_the_in_process_loop(
         frozen_BL=x_BL != tiny_denoiser.info.mask_token_id,
         lengths_B=lengths_B,
         config=SamplerConfig(
-            algorithm=algorithm, num_steps=7, temperature=0.8, top_k=40, top_p=0.9, alg_temp=0.3
+            algorithm=algorithm,
+            num_steps=7,
+            temperature=0.8,
+            top_k=40,
+            top_p=0.9,
+            alg_temp=0.3,
+            **choices(algorithm),  # type: ignore[arg-type]
         ),
         seeds=list(request.seeds),
         sequence_ids=list(range(len(starts))),
@@ -555,7 +562,7 @@ def test_a_request_is_answered_alike_alone_and_among_twenty_others(
     with (
         servers.serve(denoiser) as running,
         connect(running.address) as stub,
-        ThreadPoolExecutor(40) as pool,
+        ThreadPoolExecutor(len(mine) + len(scores) + len(mixed)) as pool,
     ):
         alone = [collect(stub.SampleTrajectories(request)) for request in mine]
         before = running.engine.snapshot()

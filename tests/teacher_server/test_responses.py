@@ -24,6 +24,7 @@ def _done(sequence_id: int, *, num_bytes: int = 4) -> TrajectoryDone:
         num_steps=2,
         num_collected_steps=3,
         revision="revision",
+        mask_token_suppressed=True,
     )
 
 

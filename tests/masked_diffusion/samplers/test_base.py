@@ -1,10 +1,8 @@
-from typing import Any
-
 import pytest
 import torch
 
 from masked_diffusion.randomness import keyed_uniforms
-from masked_diffusion.samplers import ALGORITHMS, SAMPLERS, RowBatch, SamplerConfig, get_sampler
+from masked_diffusion.samplers import ALGORITHMS, SAMPLERS, RowBatch, get_sampler
 
 
 def test_every_algorithm_has_a_sampler() -> None:
@@ -12,36 +10,10 @@ def test_every_algorithm_has_a_sampler() -> None:
 
 
 def test_an_unknown_algorithm_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown algorithm 'magic'; known: entropy, maskgit_plus"):
+    with pytest.raises(
+        ValueError, match="unknown algorithm 'magic'; known: ancestral, entropy, entropy_bounded"
+    ):
         get_sampler("magic")
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("algorithm", "magic"),
-        ("num_steps", 0),
-        ("temperature", -0.5),
-        ("temperature", 1e-9),
-        ("temperature", float("nan")),
-        ("temperature", float("inf")),
-        ("top_p", 0.0),
-        ("top_p", 1.5),
-        ("top_k", -1),
-        ("alg_temp", -1.0),
-        ("alg_temp", float("nan")),
-        ("eps", 0.0),
-        ("eps", 1.0),
-    ],
-)
-def test_a_bad_field_is_named_with_its_value(field: str, value: object) -> None:
-    fields: dict[str, Any] = {"algorithm": "p2", "num_steps": 4, field: value}
-    with pytest.raises(ValueError, match=f"^{field} must .*got '?{value}"):
-        SamplerConfig(**fields)
-
-
-def test_equal_configs_are_one_key() -> None:
-    assert len({SamplerConfig(algorithm="p2", num_steps=4) for _ in range(2)}) == 1
 
 
 def test_rows_draw_at_their_own_step() -> None:

@@ -1,7 +1,8 @@
 """The samplers' updates against slow per-row references, and their invariants."""
 
 import math
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from masked_diffusion.samplers import (
     algorithms_for,
     get_sampler,
 )
+from masked_diffusion.samplers.config import BLOCK_ALGORITHMS
+from tests.masked_diffusion.samplers.block_reference import slow_block_step
+from tests.sampler_choices import choices
 
 ALGORITHMS = algorithms_for("absorbing")
 MASK = 50
@@ -31,44 +35,112 @@ def slow_fraction(step: int, num_steps: int) -> np.float32:
     return np.float32(np.float32(1) - times[step + 1] / times[step])
 
 
-def slow_update(
-    x: list[int],
-    frozen: list[bool],
-    *,
-    algorithm: str,
-    step: int,
-    num_steps: int,
-    alg_temp: float,
-    order: list[float],
-    tokens: list[int],
-    confidence: list[float],
-) -> list[int]:
-    """Takes one step of one row, written from the description of the algorithms."""
-    after = list(x)
-    masked = [p for p in range(len(x)) if x[p] == MASK and not frozen[p]]
-    if algorithm == "origin":
-        for p in masked:
-            if order[p] < slow_fraction(step, num_steps):
-                after[p] = tokens[p]
-        return after
-    if algorithm == "p2":
-        free = [p for p in range(len(x)) if not frozen[p]]
-        if not masked:
-            return after
-        num_remasked = len(free) * (num_steps - step - 1) // num_steps
-        by_doubt = sorted(free, key=lambda p: (confidence[p], p))
-        for p in masked:
-            after[p] = tokens[p]
-        for p in by_doubt[:num_remasked]:
-            after[p] = MASK
-        return after
-    score = {p: confidence[p] for p in masked}
-    if alg_temp > 0:
-        score = {p: confidence[p] / alg_temp - math.log(-math.log(order[p])) for p in masked}
-    num_unmasked = int(np.float32(len(masked)) * slow_fraction(step, num_steps))
-    for p in sorted(masked, key=lambda p: (-score[p], p))[:num_unmasked]:
-        after[p] = tokens[p]
+@dataclass(frozen=True)
+class SlowRow:
+    """One row at a step, with what the denoiser and the keyed draws say about it."""
+
+    x: list[int]
+    frozen: list[bool]
+    step: int
+    num_steps: int
+    denoiser_block_length: int | None
+    order: list[float]
+    tokens: list[int]
+    confidence: list[float]
+
+    @property
+    def masked(self) -> list[int]:
+        """Positions still to be unmasked."""
+        return [p for p in range(len(self.x)) if self.x[p] == MASK and not self.frozen[p]]
+
+    def filled(self, positions: Iterable[int]) -> list[int]:
+        """The state with its drawn tokens at some positions."""
+        chosen = set(positions)
+        return [self.tokens[p] if p in chosen else self.x[p] for p in range(len(self.x))]
+
+
+def slow_origin(row: SlowRow, config: SamplerConfig) -> list[int]:
+    fraction = slow_fraction(row.step, row.num_steps)
+    return row.filled(p for p in row.masked if row.order[p] < fraction)
+
+
+def slow_ancestral(row: SlowRow, config: SamplerConfig) -> list[int]:
+    if row.step == row.num_steps - 1:
+        return row.filled(row.masked)
+    times = torch.linspace(1, EPS, row.num_steps).numpy()
+    stays = float(np.float32(times[row.step + 1] / times[row.step]))
+    return row.filled(p for p in row.masked if row.order[p] < 1 - stays)
+
+
+def slow_p2(row: SlowRow, config: SamplerConfig) -> list[int]:
+    if not row.masked:
+        return list(row.x)
+    free = [p for p in range(len(row.x)) if not row.frozen[p]]
+    num_remasked = len(free) * (row.num_steps - row.step - 1) // row.num_steps
+    after = row.filled(row.masked)
+    for p in sorted(free, key=lambda p: (row.confidence[p], p))[:num_remasked]:
+        after[p] = MASK
     return after
+
+
+def slow_confidence(row: SlowRow, config: SamplerConfig) -> list[int]:
+    score = {p: row.confidence[p] for p in row.masked}
+    if config.alg_temp > 0:
+        for p in row.masked:
+            score[p] = row.confidence[p] / config.alg_temp - math.log(-math.log(row.order[p]))
+    count = int(np.float32(len(row.masked)) * slow_fraction(row.step, row.num_steps))
+    return row.filled(sorted(row.masked, key=lambda p: (-score[p], p))[:count])
+
+
+def slow_block(row: SlowRow, config: SamplerConfig) -> list[int]:
+    step = slow_block_step(
+        row.masked,
+        row.frozen,
+        step=row.step,
+        num_steps=row.num_steps,
+        block_length=config.block_length,
+        denoiser_block_length=row.denoiser_block_length,
+    )
+    score = row.order if config.algorithm == "random" else row.confidence
+    order = sorted(step.candidates, key=lambda p: (-score[p], p))
+    count = step.count
+    if config.algorithm == "low_confidence_dynamic":
+        count = max(count, sum(row.confidence[p] > config.threshold for p in order))
+    if config.algorithm == "entropy_bounded" and not step.is_last:
+        entropies = [-row.confidence[p] for p in order]
+        runs = range(1, len(order) + 1)
+        count = max(
+            (n for n in runs if sum(entropies[:n]) - entropies[n - 1] <= config.entropy_bound),
+            default=0,
+        )
+    return row.filled(order[:count])
+
+
+SLOW: dict[str, Callable[[SlowRow, SamplerConfig], list[int]]] = {
+    "origin": slow_origin,
+    "maskgit_plus": slow_confidence,
+    "topk_margin": slow_confidence,
+    "entropy": slow_confidence,
+    "p2": slow_p2,
+    "low_confidence": slow_block,
+    "random": slow_block,
+    "low_confidence_dynamic": slow_block,
+    "entropy_bounded": slow_block,
+    "ancestral": slow_ancestral,
+}
+
+
+@st.composite
+def configs(draw: st.DrawFn, algorithm: str) -> SamplerConfig:
+    """Draws the choices that an algorithm uses."""
+    fields: dict[str, float] = {"alg_temp": draw(st.sampled_from([0.0, 0.5, 3.0]))}
+    if algorithm in BLOCK_ALGORITHMS:
+        fields["block_length"] = draw(st.integers(0, 4))
+    if algorithm == "low_confidence_dynamic":
+        fields["threshold"] = draw(st.sampled_from([0.25, 0.6, 1.0]))
+    if algorithm == "entropy_bounded":
+        fields["entropy_bound"] = draw(st.sampled_from([0.0, 0.5, 1.25, 100.0]))
+    return SamplerConfig(algorithm=algorithm, num_steps=1, **fields)  # type: ignore[arg-type]
 
 
 @st.composite
@@ -88,15 +160,18 @@ def row_batches(draw: st.DrawFn) -> RowBatch:
         num_steps_B=torch.tensor(num_steps),
         seeds=[seed] * num_rows,
         sequence_ids=list(range(num_rows)),
+        denoiser_block_length=draw(st.sampled_from([None, None, 1, 3])),
     )
 
 
-def _decisions(rows: RowBatch, seed: int) -> tuple[Tensor, Tensor]:
+def _decisions(rows: RowBatch, seed: int, algorithm: str) -> tuple[Tensor, Tensor]:
     """Draws tokens, and confidences on so coarse a grid that ties are common."""
     generator = torch.Generator().manual_seed(seed)
     shape = rows.x_BL.shape
     tokens_BL = torch.randint(0, 50, shape, generator=generator)
-    return tokens_BL, torch.randint(0, 5, shape, generator=generator) / 4
+    confidence_BL = torch.randint(0, 5, shape, generator=generator) / 4
+    is_entropy = get_sampler(algorithm).confidence.endswith("negative_entropy")
+    return tokens_BL, confidence_BL - float(is_entropy)
 
 
 def _update(
@@ -115,12 +190,12 @@ def _update(
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@given(rows=row_batches(), seed=st.integers(0, 1000), alg_temp=st.sampled_from([0.0, 0.5, 3.0]))
+@given(data=st.data(), rows=row_batches(), seed=st.integers(0, 1000))
 def test_an_update_equals_the_slow_reference_row_by_row(
-    algorithm: str, rows: RowBatch, seed: int, alg_temp: float
+    algorithm: str, data: st.DataObject, rows: RowBatch, seed: int
 ) -> None:
-    config = SamplerConfig(algorithm=algorithm, num_steps=1, alg_temp=alg_temp)
-    tokens_BL, confidence_BL = _decisions(rows, seed)
+    config = data.draw(configs(algorithm))
+    tokens_BL, confidence_BL = _decisions(rows, seed, algorithm)
     before_BL = rows.x_BL.clone()
     after_BL = _update(rows, config, tokens_BL, confidence_BL)
     for b, x in enumerate(before_BL.tolist()):
@@ -131,28 +206,29 @@ def test_an_update_equals_the_slow_reference_row_by_row(
             length=len(x),
             stream="order",
         )
-        expected = slow_update(
-            x,
-            rows.frozen_BL[b].tolist(),
-            algorithm=algorithm,
+        row = SlowRow(
+            x=x,
+            frozen=rows.frozen_BL[b].tolist(),
             step=int(rows.step_B[b]),
             num_steps=int(rows.num_steps_B[b]),
-            alg_temp=alg_temp,
+            denoiser_block_length=rows.denoiser_block_length,
             order=order.tolist(),
             tokens=tokens_BL[b].tolist(),
             confidence=confidence_BL[b].tolist(),
         )
-        assert after_BL[b].tolist() == expected
+        assert after_BL[b].tolist() == SLOW[algorithm](row, config)
     assert torch.equal(rows.x_BL, before_BL), "the state is never changed in place"
     assert after_BL.data_ptr() != rows.x_BL.data_ptr()
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@given(rows=row_batches(), seed=st.integers(0, 1000))
-def test_invariants_of_one_step(algorithm: str, rows: RowBatch, seed: int) -> None:
-    config = SamplerConfig(algorithm=algorithm, num_steps=1, alg_temp=0.5)
+@given(data=st.data(), rows=row_batches(), seed=st.integers(0, 1000))
+def test_invariants_of_one_step(
+    algorithm: str, data: st.DataObject, rows: RowBatch, seed: int
+) -> None:
+    config = data.draw(configs(algorithm))
     decided_BL = get_sampler(algorithm).positions_to_decide(rows, config, mask_token_id=MASK)
-    after_BL = _update(rows, config, *_decisions(rows, seed))
+    after_BL = _update(rows, config, *_decisions(rows, seed, algorithm))
     masked_BL = rows.masked(mask_token_id=MASK)
     left_BL = (after_BL == MASK) & ~rows.frozen_BL
     last_B = rows.step_B == rows.num_steps_B - 1
@@ -174,10 +250,12 @@ def test_invariants_of_one_step(algorithm: str, rows: RowBatch, seed: int) -> No
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@given(rows=row_batches(), seed=st.integers(0, 1000))
-def test_a_row_does_not_depend_on_its_batch(algorithm: str, rows: RowBatch, seed: int) -> None:
-    config = SamplerConfig(algorithm=algorithm, num_steps=1, alg_temp=0.5)
-    tokens_BL, confidence_BL = _decisions(rows, seed)
+@given(data=st.data(), rows=row_batches(), seed=st.integers(0, 1000))
+def test_a_row_does_not_depend_on_its_batch(
+    algorithm: str, data: st.DataObject, rows: RowBatch, seed: int
+) -> None:
+    config = data.draw(configs(algorithm))
+    tokens_BL, confidence_BL = _decisions(rows, seed, algorithm)
     together_BL = _update(rows, config, tokens_BL, confidence_BL)
     for b in range(len(rows.seeds)):
         row = slice(b, b + 1)
@@ -248,3 +326,47 @@ def test_p2_takes_scores_that_are_not_finite_for_sure() -> None:
         config = SamplerConfig(algorithm="p2", num_steps=num_steps)
         after_BL = _update(rows, config, torch.tensor([[1, 2, 3, 4]]), confidence_BL)
         assert after_BL.tolist() == [expected]
+
+
+def test_ancestral_masks_as_many_as_the_absorbing_process_on_average() -> None:
+    num_rows, length, num_steps = 400, 50, 8
+    config = SamplerConfig(algorithm="ancestral", num_steps=num_steps)
+    x_BL = torch.full((num_rows, length), MASK)
+    times = get_sampler("ancestral").times(config)
+    assert times[0].item() == 1.0
+    assert times[-1].item() == pytest.approx(EPS)
+    for step in range(num_steps):
+        expected, share = times[step].item(), (x_BL == MASK).double().mean().item()
+        # The state that a step begins with has a binomial share of masks.
+        assert abs(share - expected) <= 4 * math.sqrt(expected * (1 - expected) / x_BL.numel())
+        rows = _fresh_rows(num_rows, length, step=step, num_steps=num_steps, x_BL=x_BL)
+        x_BL = _update(rows, config, torch.zeros_like(x_BL), torch.zeros(x_BL.shape))
+    assert not bool((x_BL == MASK).any())
+
+
+@given(
+    entropies=st.lists(st.integers(0, 8).map(lambda n: n / 4), min_size=1, max_size=12),
+    bound=st.sampled_from([0.0, 0.25, 1.0, 2.5]),
+)
+def test_what_is_unmasked_together_keeps_the_entropy_bound(
+    entropies: list[float], bound: float
+) -> None:
+    config = SamplerConfig(algorithm="entropy_bounded", num_steps=20, entropy_bound=bound)
+    x_BL = torch.full((1, len(entropies)), MASK)
+    rows = _fresh_rows(1, len(entropies), step=0, num_steps=20, x_BL=x_BL)
+    after_BL = _update(rows, config, torch.zeros_like(x_BL), -torch.tensor([entropies]))
+    taken = [h for h, token in zip(entropies, after_BL[0].tolist(), strict=True) if token != MASK]
+    left = [h for h, token in zip(entropies, after_BL[0].tolist(), strict=True) if token == MASK]
+    assert taken and sum(taken) - max(taken) <= bound
+    # With one more, the least of the rest, it would be broken.
+    assert not left or (min(left) >= max(taken) and sum(taken) > bound)
+
+
+def test_only_ancestral_ends_greedily_and_has_times_of_its_own() -> None:
+    for algorithm in ALGORITHMS:
+        sampler = get_sampler(algorithm)
+        config = SamplerConfig(algorithm=algorithm, num_steps=5, **choices(algorithm))  # type: ignore[arg-type]
+        assert sampler.ends_greedily == (algorithm == "ancestral")
+        last = 4 if algorithm == "ancestral" else 5
+        expected = torch.linspace(1, EPS, last + 1)[:5]
+        assert torch.equal(sampler.times(config), expected)

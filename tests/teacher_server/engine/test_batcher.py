@@ -17,10 +17,13 @@ class _Request:
 class _Row:
     request: _Request
     length: int
+    forwards_per_step: int = 1
 
 
-def _row(length: int, *, client: str = "a", deadline_s: float = 1.0) -> _Row:
-    return _Row(_Request(client, deadline_s), length)
+def _row(
+    length: int, *, client: str = "a", deadline_s: float = 1.0, forwards_per_step: int = 1
+) -> _Row:
+    return _Row(_Request(client, deadline_s), length, forwards_per_step)
 
 
 _ROWS = st.lists(
@@ -29,6 +32,7 @@ _ROWS = st.lists(
         st.integers(1, 60),
         client=st.sampled_from("abc"),
         deadline_s=st.sampled_from([1.0, 2.0, 3.0]),
+        forwards_per_step=st.sampled_from([1, 1, 2]),
     ),
     max_size=25,
 )
@@ -48,10 +52,11 @@ def _reference(
         own = [row for row in left if row.request.client_id == client]
         row = min(own, key=lambda row: row.request.deadline_s)
         left.remove(row)
-        served[client] += row.length
+        served[client] += row.length * row.forwards_per_step
         together = [*batch, row]
-        padded = len(together) * max(row.length for row in together)
-        padding = padded - sum(row.length for row in together)
+        lengths = [row.length for row in together for _ in range(row.forwards_per_step)]
+        padded = len(lengths) * max(lengths)
+        padding = padded - sum(lengths)
         if not batch or (padded <= max_tokens and padding <= max_fraction * padded):
             batch = together
     return batch

@@ -18,6 +18,7 @@ from teacher_server.engine.sequence import Capture, Request, Row
 from teacher_server.engine.step import DenoisingStep
 from teacher_server.engine.stream import OutputStream, TargetsReady, TrajectoryDone
 from teacher_server.requests import RequestParser
+from tests.sampler_choices import choices
 from tests.teacher_server import calls, reference
 from tests.teacher_server.calls import int32
 from tests.teacher_server.denoisers import ControlledDenoiser
@@ -83,7 +84,7 @@ def _sampler(algorithm: str, **changes: object) -> pb.SamplerSpec:
     fields = {"num_steps": 9, "temperature": 0.8, "top_k": 40, "top_p": 0.9, "alg_temp": 0.3}
     return pb.SamplerSpec(
         algorithm=names.value_of(names.ALGORITHMS, algorithm),
-        **(fields | changes),  # type: ignore[arg-type]
+        **(fields | choices(algorithm) | changes),  # type: ignore[arg-type]
     )
 
 
