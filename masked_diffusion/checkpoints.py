@@ -1,6 +1,7 @@
 """Denoisers as Hugging Face folders: loaded, made anew, saved, and named by their content."""
 
 import copy
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -12,6 +13,8 @@ from masked_diffusion import pretrained
 from masked_diffusion.digests import tensors_digest, tokenizer_fingerprint, weights_digest
 from masked_diffusion.families import Denoiser, get_family, self_test
 from masked_diffusion.families.info import Alignment, find_mask_token_id
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_FILES = (
     "*.safetensors",
@@ -48,7 +51,7 @@ def load_denoiser(
         device: Where to.
         dtype: Of the weights; None keeps what was saved.
         trust_remote_code: For the tokenizer; models are always transformers' own classes.
-        run_self_test: Proves full attention and invisible padding first.
+        run_self_test: Proves attention, invisible padding and alignment first; see `self_test`.
         mask_token_id: Overrides what config and tokenizer say.
         alignment: Overrides what the config or the family says.
 
@@ -77,7 +80,7 @@ def load_denoiser(
     denoiser = _wrap(family, weights, tokenizer, name=model, mask_token_id=mask_token_id)
     denoiser.to(device).eval()
     if run_self_test:
-        self_test(denoiser)
+        logger.info("self-test model=%s %s", model, self_test(denoiser))
     return denoiser
 
 

@@ -3,7 +3,7 @@
 from masked_diffusion.families.base import EXCLUDED_LOGIT, Denoiser, padding_mask
 from masked_diffusion.families.info import DenoiserInfo
 from masked_diffusion.families.qwen2 import Qwen2
-from masked_diffusion.families.self_test import self_test
+from masked_diffusion.families.self_test import SelfTestReport, self_test
 
 FAMILIES: dict[str, type[Denoiser]] = {
     "qwen2": Qwen2,
@@ -26,6 +26,7 @@ __all__ = [
     "FAMILIES",
     "Denoiser",
     "DenoiserInfo",
+    "SelfTestReport",
     "get_family",
     "padding_mask",
     "self_test",
