@@ -9,6 +9,7 @@ import torch
 
 from masked_diffusion import checkpoints
 from masked_diffusion.families import Denoiser
+from masked_diffusion.quantization import QUANTIZATIONS
 from teacher_server.config import EngineConfig, LimitsConfig, ServerConfig
 from teacher_server.options import add_options
 
@@ -59,6 +60,26 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
         "--mask-token-id", type=int, default=None, help="only where the checkpoint names none"
     )
     parser.add_argument(
+        "--alignment",
+        default=None,
+        choices=["aligned", "shifted"],
+        help="raw row p is about token p, or row p - 1 is; only where the checkpoint's own is "
+        "wrong or unknown",
+    )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="PATH_OR_ID",
+        help="peft adapter to merge; may be repeated, merged in order",
+    )
+    parser.add_argument(
+        "--quantization",
+        default=None,
+        choices=sorted(QUANTIZATIONS),
+        help="weights of the body in fewer bits; the head and embeddings stay as they are",
+    )
+    parser.add_argument(
         "--trust-remote-code", action="store_true", help="run code that the checkpoint brings"
     )
     parser.add_argument(
@@ -88,6 +109,9 @@ def load(arguments: argparse.Namespace) -> Denoiser:
         trust_remote_code=arguments.trust_remote_code,
         run_self_test=not arguments.skip_self_test,
         mask_token_id=arguments.mask_token_id,
+        alignment=arguments.alignment,
+        adapters=arguments.adapter,
+        quantization=arguments.quantization,
     )
     denoiser.eval().requires_grad_(False)
     logger.info("loaded model=%s load_s=%.1f", arguments.model, time.monotonic() - started_s)

@@ -8,15 +8,13 @@ from torch import Tensor
 
 from masked_diffusion.families.alignment_probe import AlignmentProbe, probe_alignment
 from masked_diffusion.families.base import Denoiser, padding_mask
+from masked_diffusion.families.rounding import ROUNDING
 
 TEST_LENGTH = 8
 NUM_PADS = 3
 MIN_RELATIVE_CHANGE = 1e-6
 """Of the largest hidden value. A causal or pad-blind forward repeats its numbers exactly, since
 shapes and kernels are the same; a seen token moves them by far more."""
-ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Of the largest hidden value: what another shape of the batch may change, by dtype. Some tens of
-its spacing, since rounding adds up over the layers; reading a pad changes far more."""
 PROBE_TIME = 0.5
 
 
