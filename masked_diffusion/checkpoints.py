@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -50,7 +49,6 @@ def load_denoiser(
     block_length: int | None = None,
     adapters: Sequence[str] = (),
     quantization: str | None = None,
-    tensor_parallel: bool = False,
 ) -> Denoiser:
     """Loads a checkpoint from a folder or the hub, ready to denoise (evaluation mode).
 
@@ -59,7 +57,7 @@ def load_denoiser(
 
     Args:
         model: Path of a folder, or hub id.
-        device: Where to; with `tensor_parallel` each rank has its own.
+        device: Where to.
         dtype: Of the weights; None keeps what was saved.
         trust_remote_code: Run code that the checkpoint brings: its tokenizer's, and the model's
             where its model_type is no family of ours.
@@ -69,7 +67,6 @@ def load_denoiser(
         block_length: Positions of a block, for block diffusion; overrides likewise.
         adapters: Folders or hub ids of peft adapters, merged in this order.
         quantization: Key of `masked_diffusion.quantization.QUANTIZATIONS`.
-        tensor_parallel: Share every matrix among the ranks of the default process group.
 
     Raises:
         ValueError: no such folder or hub id, unknown model_type, no mask id, no safetensors,
@@ -90,7 +87,6 @@ def load_denoiser(
         dtype=dtype,
         adapters=adapters,
         quantization=quantization,
-        tensor_parallel=tensor_parallel,
     )
     denoiser = _denoiser_of(blueprint, weights)
     if blueprint.alignment_source == "unknown":
@@ -107,12 +103,11 @@ def _load_weights(
     dtype: torch.dtype | None,
     adapters: Sequence[str],
     quantization: str | None,
-    tensor_parallel: bool,
 ) -> PreTrainedModel:
-    if quantization is not None and (adapters or tensor_parallel):
+    if quantization is not None and adapters:
         raise ValueError(
-            "quantization cannot be combined with adapters or tensor parallelism; save the model "
-            "with its adapters merged (save_denoiser), then load that quantized"
+            "quantization cannot be combined with adapters; save the model with its adapters "
+            "merged (save_denoiser), then load that quantized"
         )
     config = None
     if quantization is not None:
@@ -125,7 +120,6 @@ def _load_weights(
         key_mapping=blueprint.family.key_mapping,
         device=device,
         quantization_config=config,
-        tensor_parallel=tensor_parallel,
     )
     for adapter in adapters:
         weights = merge_adapter(weights, adapter)
@@ -140,9 +134,8 @@ def _denoiser_of(blueprint: Blueprint, weights: PreTrainedModel) -> Denoiser:
         name=blueprint.name,
         mask_token_id=blueprint.mask_token_id,
     ).eval()
-    if not denoiser.head_weight.is_floating_point() or is_traceable_wrapper_subclass(
-        denoiser.head_weight.data
-    ) != isinstance(denoiser.head_weight.data, DTensor):
+    head = denoiser.head_weight.data
+    if not head.is_floating_point() or is_traceable_wrapper_subclass(head):
         raise ValueError(
             f"the head of {blueprint.name} is quantized, and clients could not apply it; give a "
             "checkpoint that leaves the head out of quantization"

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedTokenizerBase
 
@@ -44,13 +43,8 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _plain_parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """A tensor as what lies in memory: a quantized one is its integers and its scales.
-
-    One that is sharded over ranks is gathered, so that every rank must ask at once.
-    """
-    if isinstance(tensor, DTensor):
-        yield name, tensor.full_tensor()
-    elif is_traceable_wrapper_subclass(tensor):
+    """A tensor as what lies in memory: a quantized one is its integers and its scales."""
+    if is_traceable_wrapper_subclass(tensor):
         inner_names, _ = tensor.__tensor_flatten__()
         for inner_name in inner_names:
             inner = getattr(tensor, inner_name)

@@ -76,7 +76,6 @@ def load_weights(
     key_mapping: Mapping[str, str],
     device: torch.device | None = None,
     quantization_config: object = None,
-    tensor_parallel: bool = False,
 ) -> PreTrainedModel:
     """Builds the model and fills it from safetensors, shard by shard.
 
@@ -88,14 +87,11 @@ def load_weights(
         key_mapping: Regular expression in a tensor's name on disk -> its name in the model.
         device: Where each tensor goes at once, so that the host never holds them all; None = CPU.
         quantization_config: Of one of transformers' quantizers.
-        tensor_parallel: Keep only this rank's part of each matrix, by the model's own plan.
 
     Raises:
         ValueError: no safetensors, or a tensor is missing (transformers would make it up).
     """
-    placement: dict[str, Any] = (
-        {"tp_plan": "auto"} if tensor_parallel else {"device_map": device or "cpu"}
-    )
+    placement: dict[str, Any] = {"device_map": device or "cpu"}
     if quantization_config is not None:
         placement["quantization_config"] = quantization_config
     try:
