@@ -17,7 +17,6 @@ from masked_diffusion.families import Denoiser
 
 INT4_GROUP_SIZE = 32
 """Weights of a row that share one scale."""
-SCALE_BYTES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +28,6 @@ class Quantization:
     package: str | None
     """That computes with them; None where transformers does."""
     needs_gpu: bool
-    bits: float
-    """Of one weight on a GPU, scales not counted."""
     group_size: int | None = None
     """Weights of a row under one scale; a row must be a multiple of it. None = the whole row."""
 
@@ -76,13 +73,13 @@ def _fp8(skip: Sequence[str], device: torch.device) -> QuantizationConfigMixin:
 
 
 QUANTIZATIONS: dict[str, Quantization] = {
-    "bnb-int8": Quantization(make_config=_bnb_int8, package="bitsandbytes", needs_gpu=True, bits=8),
-    "bnb-nf4": Quantization(make_config=_bnb_nf4, package="bitsandbytes", needs_gpu=True, bits=4),
-    "fp8": Quantization(make_config=_fp8, package=None, needs_gpu=True, bits=8),
+    "bnb-int8": Quantization(make_config=_bnb_int8, package="bitsandbytes", needs_gpu=True),
+    "bnb-nf4": Quantization(make_config=_bnb_nf4, package="bitsandbytes", needs_gpu=True),
+    "fp8": Quantization(make_config=_fp8, package=None, needs_gpu=True),
     "int4": Quantization(
-        make_config=_int4, package="torchao", needs_gpu=False, bits=4, group_size=INT4_GROUP_SIZE
+        make_config=_int4, package="torchao", needs_gpu=False, group_size=INT4_GROUP_SIZE
     ),
-    "int8": Quantization(make_config=_int8, package="torchao", needs_gpu=False, bits=8),
+    "int8": Quantization(make_config=_int8, package="torchao", needs_gpu=False),
 }
 
 
@@ -140,17 +137,6 @@ def quantizable_modules(denoiser: Denoiser) -> dict[str, nn.Linear]:
         for name, module in denoiser.model.named_modules()
         if isinstance(module, nn.Linear) and name not in head
     }
-
-
-def quantized_bytes(denoiser: Denoiser, name: str, *, dtype: torch.dtype) -> int:
-    """Bytes of all weights once quantized, with one scale a group; the rest in `dtype`."""
-    quantization = QUANTIZATIONS[name]
-    total = denoiser.model.num_parameters() * dtype.itemsize
-    for linear in quantizable_modules(denoiser).values():
-        num_groups = linear.weight.numel() // (quantization.group_size or linear.in_features)
-        total -= linear.weight.numel() * dtype.itemsize
-        total += int(linear.weight.numel() * quantization.bits / 8) + num_groups * SCALE_BYTES
-    return total
 
 
 def is_quantized(weights: nn.Module) -> bool:
