@@ -1,18 +1,26 @@
 """Denoisers as Hugging Face folders: loaded, made anew, saved, and named by their content."""
 
 import copy
+import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from masked_diffusion import pretrained
+from masked_diffusion.adapters import merge_adapter
+from masked_diffusion.blueprint import Blueprint, read_blueprint
 from masked_diffusion.digests import tensors_digest, tokenizer_fingerprint, weights_digest
 from masked_diffusion.families import Denoiser, get_family, self_test
+from masked_diffusion.families.alignment_probe import probe_alignment
 from masked_diffusion.families.info import Alignment, find_mask_token_id
-from masked_diffusion.published_config import read_published_config
+from masked_diffusion.quantization import is_quantized, quantization_config
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_FILES = (
     "*.safetensors",
@@ -41,6 +49,8 @@ def load_denoiser(
     mask_token_id: int | None = None,
     alignment: Alignment | None = None,
     block_length: int | None = None,
+    adapters: Sequence[str] = (),
+    quantization: str | None = None,
 ) -> Denoiser:
     """Loads a checkpoint from a folder or the hub, ready to denoise (evaluation mode).
 
@@ -51,39 +61,104 @@ def load_denoiser(
         model: Path of a folder, or hub id.
         device: Where to.
         dtype: Of the weights; None keeps what was saved.
-        trust_remote_code: For the tokenizer; models are always transformers' own classes.
-        run_self_test: Proves full attention and invisible padding first.
+        trust_remote_code: Run code that the checkpoint brings: its tokenizer's, and the model's
+            where its model_type is no family of ours.
+        run_self_test: Proves attention, invisible padding and alignment first; see `self_test`.
         mask_token_id: Overrides what config and tokenizer say.
         alignment: Overrides what the config or the family says.
         block_length: Positions of a block, for block diffusion; overrides likewise.
+        adapters: Folders or hub ids of peft adapters, merged in this order.
+        quantization: Key of `masked_diffusion.quantization.QUANTIZATIONS`.
 
     Raises:
         ValueError: no such folder or hub id, unknown model_type, no mask id, no safetensors,
-            missing tensors, or a failed self-test. The message says how to mend it.
+            missing tensors, an alignment that nobody knows, an adapter or a quantization that
+            cannot be had, or a failed self-test. The message says how to mend it.
     """
-    model = os.path.expanduser(model)
-    family, config = read_published_config(model)
-    tokenizer = pretrained.load_tokenizer(model, config, trust_remote_code=trust_remote_code)
-    mask_token_id = find_mask_token_id(
-        config,
-        tokenizer,
-        name=model,
+    device = torch.device(device)
+    blueprint = read_blueprint(
+        model,
+        trust_remote_code=trust_remote_code,
         mask_token_id=mask_token_id,
-        default=family.default_mask_token_id,
+        alignment=alignment,
+        block_length=block_length,
     )
-    if alignment is not None:
-        config.logit_alignment = alignment
-    if block_length is not None:
-        config.block_length = block_length
-    family.prepare_config(config)
-    weights = pretrained.load_weights(
-        model, family.model_class, config, dtype=dtype, key_mapping=family.key_mapping
+    weights = _load_weights(
+        blueprint,
+        device=device,
+        dtype=dtype,
+        adapters=adapters,
+        quantization=quantization,
     )
-    denoiser = _wrap(family, weights, tokenizer, name=model, mask_token_id=mask_token_id)
-    denoiser.to(device).eval()
+    denoiser = _denoiser_of(blueprint, weights)
+    if blueprint.alignment_source == "unknown":
+        denoiser = _find_alignment(blueprint, denoiser)
     if run_self_test:
-        self_test(denoiser)
+        logger.info("self-test model=%s %s", blueprint.name, self_test(denoiser))
     return denoiser
+
+
+def _load_weights(
+    blueprint: Blueprint,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    adapters: Sequence[str],
+    quantization: str | None,
+) -> PreTrainedModel:
+    if quantization is not None and adapters:
+        raise ValueError(
+            "quantization cannot be combined with adapters; save the model with its adapters "
+            "merged (save_denoiser), then load that quantized"
+        )
+    config = None
+    if quantization is not None:
+        config = quantization_config(quantization, blueprint.build_on_meta(), device)
+    weights = pretrained.load_weights(
+        blueprint.name,
+        blueprint.family.model_class,
+        blueprint.config,
+        dtype=dtype,
+        key_mapping=blueprint.family.key_mapping,
+        device=device,
+        quantization_config=config,
+    )
+    for adapter in adapters:
+        weights = merge_adapter(weights, adapter)
+    return weights
+
+
+def _denoiser_of(blueprint: Blueprint, weights: PreTrainedModel) -> Denoiser:
+    denoiser = _wrap(
+        blueprint.family,
+        weights,
+        blueprint.tokenizer,
+        name=blueprint.name,
+        mask_token_id=blueprint.mask_token_id,
+    ).eval()
+    head = denoiser.head_weight.data
+    if not head.is_floating_point() or is_traceable_wrapper_subclass(head):
+        raise ValueError(
+            f"the head of {blueprint.name} is quantized, and clients could not apply it; give a "
+            "checkpoint that leaves the head out of quantization"
+        )
+    denoiser.settle()
+    return denoiser
+
+
+def _find_alignment(blueprint: Blueprint, denoiser: Denoiser) -> Denoiser:
+    """The denoiser, aligned as it was trained: for code that no family of ours knows."""
+    probe = probe_alignment(denoiser)
+    if probe.verdict == "inconclusive":
+        raise ValueError(
+            f"nobody knows how the outputs of {blueprint.name} stand to tokens, and a probe is "
+            f"{probe}; give --alignment aligned (row p predicts token p) or --alignment shifted "
+            "(row p - 1 does)"
+        )
+    logger.info("alignment model=%s found=%s", blueprint.name, probe)
+    blueprint.config.logit_alignment = probe.verdict
+    denoiser.model.config.logit_alignment = probe.verdict
+    return _denoiser_of(blueprint, denoiser.model)
 
 
 def new_denoiser(
@@ -123,8 +198,14 @@ def save_denoiser(denoiser: Denoiser, folder: str | os.PathLike[str]) -> None:
     half of it; an older checkpoint there is replaced.
 
     Raises:
-        ValueError: the folder holds something else than a checkpoint, or is a file.
+        ValueError: the folder holds something else than a checkpoint, or is a file; or the
+            weights are quantized, which are for serving.
     """
+    if is_quantized(denoiser.model):
+        raise ValueError(
+            f"quantized weights of {denoiser.info.name} are for serving and are not saved; load "
+            "it without quantization"
+        )
     folder = Path(folder).resolve()
     _refuse_foreign_files(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedTokenizerBase
 
 
@@ -25,18 +27,31 @@ def tensors_digest(**tensors: Tensor | None) -> str:
     return _digest({name: tensor for name, tensor in tensors.items() if tensor is not None})
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=32)
     seen = set()
     for name, tensor in sorted(tensors.items()):
-        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
-        if tensor.numel() and place in seen:
-            continue
-        seen.add(place)
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(raw.numpy().data)
+        for part_name, part in _plain_parts(name, tensor):
+            place = (part.device, part.data_ptr(), part.shape, part.stride())
+            if part.numel() and place in seen:
+                continue
+            seen.add(place)
+            digest.update(f"{part_name}|{part.dtype}|{tuple(part.shape)}|".encode())
+            raw = part.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(raw.numpy().data)
     return digest.hexdigest()
+
+
+def _plain_parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """A tensor as what lies in memory: a quantized one is its integers and its scales."""
+    if is_traceable_wrapper_subclass(tensor):
+        inner_names, _ = tensor.__tensor_flatten__()
+        for inner_name in inner_names:
+            inner = getattr(tensor, inner_name)
+            if inner is not None:
+                yield from _plain_parts(f"{name}.{inner_name}", inner)
+    else:
+        yield name, tensor
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -97,8 +97,10 @@ def load_weights(
     *,
     dtype: torch.dtype | None,
     key_mapping: Mapping[str, str],
+    device: torch.device | None = None,
+    quantization_config: object = None,
 ) -> PreTrainedModel:
-    """Builds the model and fills it from safetensors.
+    """Builds the model and fills it from safetensors, shard by shard.
 
     Args:
         model: Folder or hub id.
@@ -106,10 +108,15 @@ def load_weights(
         config: Of the model, as adjusted by its family.
         dtype: Of the weights; None keeps what was saved.
         key_mapping: Regular expression in a tensor's name on disk -> its name in the model.
+        device: Where each tensor goes at once, so that the host never holds them all; None = CPU.
+        quantization_config: Of one of transformers' quantizers.
 
     Raises:
         ValueError: no safetensors, or a tensor is missing (transformers would make it up).
     """
+    placement: dict[str, Any] = {"device_map": device or "cpu"}
+    if quantization_config is not None:
+        placement["quantization_config"] = quantization_config
     try:
         loaded = model_class.from_pretrained(
             model,
@@ -119,6 +126,7 @@ def load_weights(
             use_safetensors=True,
             key_mapping=dict(key_mapping) or None,
             output_loading_info=True,
+            **placement,
         )
     except OSError as error:
         raise ValueError(

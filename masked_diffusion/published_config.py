@@ -3,11 +3,13 @@
 from transformers import PreTrainedConfig
 
 from masked_diffusion import pretrained
-from masked_diffusion.families import Denoiser, get_family
+from masked_diffusion.families import Denoiser, find_family
 from masked_diffusion.tensor_files import open_tensors
 
 
-def read_published_config(model: str) -> tuple[type[Denoiser], PreTrainedConfig]:
+def read_published_config(
+    model: str, *, trust_remote_code: bool = False, block_length: int | None = None
+) -> tuple[type[Denoiser], PreTrainedConfig]:
     """Reads the config.json of a folder or hub id.
 
     Where a family says so, the vocabulary's size is what the embedding has rows, and not what the
@@ -17,7 +19,9 @@ def read_published_config(model: str) -> tuple[type[Denoiser], PreTrainedConfig]
         ValueError: it cannot be read, its model_type is unknown, or its family cannot serve it.
     """
     values = pretrained.read_config_dict(model)
-    family = get_family(str(values.get("model_type")))
+    family = find_family(
+        values, model, trust_remote_code=trust_remote_code, block_length=block_length
+    )
     config = family.read_config(values)
     if family.embedding_name is not None and (rows := _num_rows(model, family)):
         config.vocab_size = rows

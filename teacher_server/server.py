@@ -3,7 +3,6 @@
 Exit codes: 0 stopped as asked, 1 failed, 2 misused.
 """
 
-import argparse
 import asyncio
 import contextlib
 import logging
@@ -25,10 +24,11 @@ from grpc_health.v1 import health, health_pb2_grpc  # isort: skip
 from grpc_reflection.v1alpha import reflection  # isort: skip
 
 from teacher_server import status
+from teacher_server.arguments import load, parse_arguments
 from teacher_server.config import EngineConfig, LimitsConfig, ServerConfig
 from teacher_server.engine.engine import Engine
 from teacher_server.grpc_service import TeacherServicer
-from teacher_server.options import add_options, read_options
+from teacher_server.options import read_options
 
 logger = logging.getLogger(__name__)
 
@@ -179,78 +179,6 @@ def _listen(server: grpc.aio.Server, address: str) -> int:
     return port
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="teacher-server", description="Serves a masked-diffusion teacher over gRPC."
-    )
-    parser.add_argument(
-        "--model", required=True, metavar="PATH_OR_ID", help="checkpoint folder or hub id"
-    )
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one"
-    )
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=["auto", "float32", "float16", "bfloat16"],
-        help="number format of the weights; auto keeps the checkpoint's",
-    )
-    parser.add_argument(
-        "--mask-token-id", type=int, default=None, help="only where the checkpoint names none"
-    )
-    parser.add_argument(
-        "--block-length",
-        type=int,
-        default=None,
-        help="positions of a block, where a block-diffusion checkpoint names none",
-    )
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run code that the checkpoint brings"
-    )
-    parser.add_argument(
-        "--skip-self-test",
-        action="store_true",
-        help="serve even if attention is not bidirectional or padding matters",
-    )
-    parser.add_argument(
-        "--num-threads", type=int, default=0, help="CPU threads of the forward; 0 = torch's default"
-    )
-    for config_class in (ServerConfig, EngineConfig, LimitsConfig):
-        add_options(parser, config_class)
-    options = parser.parse_args(arguments)
-    if options.num_threads < 0:
-        parser.error(f"--num-threads must not be negative, got {options.num_threads}")
-    return options
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        # A device that torch knows of but cannot use fails here, not in the middle of the load.
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used here: {reason}; try cpu") from error
-
-
-def _load(arguments: argparse.Namespace) -> Denoiser:
-    dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
-    started_s = time.monotonic()
-    denoiser = checkpoints.load_denoiser(
-        arguments.model,
-        device=_device(arguments.device),
-        dtype=dtype,
-        trust_remote_code=arguments.trust_remote_code,
-        run_self_test=not arguments.skip_self_test,
-        mask_token_id=arguments.mask_token_id,
-        block_length=arguments.block_length,
-    )
-    denoiser.eval().requires_grad_(False)
-    logger.info("loaded model=%s load_s=%.1f", arguments.model, time.monotonic() - started_s)
-    return denoiser
-
-
 class _NoiseFilter(logging.Filter):
     """Drops gRPC's traceback for a caller that left while a message was on its way.
 
@@ -282,7 +210,7 @@ async def _run(server: TeacherServer, config: ServerConfig) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the server until it is told to stop; returns the exit code."""
-    options = _parse(arguments)
+    options = parse_arguments(arguments)
     try:
         logging.basicConfig(
             level=os.environ.get("LOG_LEVEL", "INFO"),
@@ -300,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.num_threads)
     try:
         server = TeacherServer(
-            _load(options), config=config, engine_config=engine_config, limits=limits
+            load(options), config=config, engine_config=engine_config, limits=limits
         )
         return 0 if asyncio.run(_run(server, config)) else EXIT_FAILED
     except (ValueError, OSError) as error:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from masked_diffusion import checkpoints
 from masked_diffusion.families import Denoiser
-from tests import tiny_models
+from tests import tiny_models, trained_models
 
 # The same examples in every run, and no time limit for one: machines are shared.
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=60)
@@ -40,3 +40,15 @@ def tiny_checkpoint(
 def tiny_denoiser(tiny_checkpoint: Path) -> Denoiser:
     """Shared and in evaluation mode: do not train it or change it."""
     return checkpoints.load_denoiser(str(tiny_checkpoint))
+
+
+@pytest.fixture(scope="session")
+def trained_aligned() -> Denoiser:
+    """Really trained, row p about token p; shared like `tiny_denoiser`."""
+    return trained_models.train_denoiser("aligned")
+
+
+@pytest.fixture(scope="session")
+def trained_shifted() -> Denoiser:
+    """Really trained, raw row p - 1 about token p; shared like `tiny_denoiser`."""
+    return trained_models.train_denoiser("shifted")

@@ -24,8 +24,8 @@ class Denoiser(nn.Module):
     """Key of the families' table: config.model_type of the checkpoints it reads."""
     config_class: ClassVar[type[PreTrainedConfig]]
     model_class: ClassVar[type[PreTrainedModel]]
-    default_alignment: ClassVar[Alignment]
-    """Of checkpoints that do not say config.logit_alignment."""
+    default_alignment: ClassVar[Alignment | None]
+    """Of checkpoints that do not say config.logit_alignment; None where only a probe can tell."""
     default_mask_token_id: ClassVar[int | None] = None
     """Of published checkpoints that name none, neither in config nor in tokenizer."""
     key_mapping: ClassVar[Mapping[str, str]] = {}
@@ -51,7 +51,9 @@ class Denoiser(nn.Module):
             tokenizer,
             name=name,
             family=self.family,
-            alignment=facts.find_alignment(model.config, name=name, default=self.default_alignment),
+            alignment=facts.find_alignment(
+                model.config, name=name, default=self.default_alignment or "aligned"
+            ),
             mask_token_id=mask_token_id,
             max_length=self.max_length(model.config),
             block_length=self.block_length(model.config),
@@ -91,6 +93,9 @@ class Denoiser(nn.Module):
     def prepare_config(cls, config: PreTrainedConfig) -> None:
         """Adjusts a config, before the model is built from it, to attend in both directions."""
         raise NotImplementedError
+
+    def settle(self) -> None:
+        """Finds out what only a forward can tell; called once, when the weights are in place."""
 
     @property
     def device(self) -> torch.device:

@@ -66,7 +66,8 @@ def find_mask_token_id(
     Raises:
         ValueError: nobody knows it, or it lies outside the embedding.
     """
-    found = _first_mask_token_id(config, tokenizer, mask_token_id, default)
+    candidates = mask_token_candidates(config, tokenizer, default=default).values()
+    found = next((c for c in (mask_token_id, *candidates) if c is not None), None)
     if found is None:
         raise ValueError(
             f"{name} has no mask token: neither config.mask_token_id, nor a mask token in the "
@@ -81,17 +82,20 @@ def find_mask_token_id(
     return found
 
 
-def _first_mask_token_id(
+def mask_token_candidates(
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase | None,
-    mask_token_id: int | None,
-    default: int | None,
-) -> int | None:
-    candidates = [mask_token_id, getattr(config, "mask_token_id", None)]
-    if tokenizer is not None:
-        candidates += [tokenizer.mask_token_id, tokenizer.get_added_vocab().get(MASK_TOKEN)]
-    candidates.append(default)
-    return next((candidate for candidate in candidates if candidate is not None), None)
+    *,
+    default: int | None = None,
+) -> dict[str, int | None]:
+    """Where a mask id can be found -> the id there, or None; the first that is there holds."""
+    added = {} if tokenizer is None else tokenizer.get_added_vocab()
+    return {
+        "config.mask_token_id": getattr(config, "mask_token_id", None),
+        "the tokenizer's mask token": None if tokenizer is None else tokenizer.mask_token_id,
+        f"the added token {MASK_TOKEN!r}": added.get(MASK_TOKEN),
+        "the family's published id": default,
+    }
 
 
 def find_alignment(config: PreTrainedConfig, *, name: str, default: Alignment) -> Alignment:

@@ -1,0 +1,125 @@
+"""The command line of `teacher-server`, and the denoiser that it asks for."""
+
+import argparse
+import logging
+import time
+from collections.abc import Sequence
+
+import torch
+
+from masked_diffusion import checkpoints
+from masked_diffusion.families import Denoiser
+from masked_diffusion.quantization import QUANTIZATIONS
+from teacher_server.config import EngineConfig, LimitsConfig, ServerConfig
+from teacher_server.options import add_options
+
+logger = logging.getLogger(__name__)
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the options of serving; ends the process with code 2 where they are wrong."""
+    parser = argparse.ArgumentParser(
+        prog="teacher-server", description="Serves a masked-diffusion teacher over gRPC."
+    )
+    parser.add_argument(
+        "--model", required=True, metavar="PATH_OR_ID", help="checkpoint folder or hub id"
+    )
+    add_loading_options(parser)
+    parser.add_argument(
+        "--skip-self-test",
+        action="store_true",
+        help="serve even if attention is not bidirectional or padding matters",
+    )
+    for config_class in (ServerConfig, EngineConfig, LimitsConfig):
+        add_options(parser, config_class)
+    return parse_checked(parser, arguments)
+
+
+def parse_checked(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    """Parses, and checks what argparse cannot."""
+    options = parser.parse_args(arguments)
+    if options.num_threads < 0:
+        parser.error(f"--num-threads must not be negative, got {options.num_threads}")
+    return options
+
+
+def add_loading_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what decides how a checkpoint is loaded, but for its name."""
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one"
+    )
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "float16", "bfloat16"],
+        help="number format of the weights; auto keeps the checkpoint's",
+    )
+    parser.add_argument(
+        "--mask-token-id", type=int, default=None, help="only where the checkpoint names none"
+    )
+    parser.add_argument(
+        "--alignment",
+        default=None,
+        choices=["aligned", "shifted"],
+        help="raw row p is about token p, or row p - 1 is; only where the checkpoint's own is "
+        "wrong or unknown",
+    )
+    parser.add_argument(
+        "--block-length",
+        type=int,
+        default=None,
+        help="positions of a block, where a block-diffusion checkpoint names none",
+    )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="PATH_OR_ID",
+        help="peft adapter to merge; may be repeated, merged in order",
+    )
+    parser.add_argument(
+        "--quantization",
+        default=None,
+        choices=sorted(QUANTIZATIONS),
+        help="weights of the body in fewer bits; the head and embeddings stay as they are",
+    )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run code that the checkpoint brings"
+    )
+    parser.add_argument(
+        "--num-threads", type=int, default=0, help="CPU threads of the forward; 0 = torch's default"
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        # A device that torch knows of but cannot use fails here, not in the middle of the load.
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used here: {reason}; try cpu") from error
+
+
+def load(arguments: argparse.Namespace) -> Denoiser:
+    """Loads the denoiser that the options name, frozen and in evaluation mode."""
+    dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    started_s = time.monotonic()
+    denoiser = checkpoints.load_denoiser(
+        arguments.model,
+        device=_device(arguments.device),
+        dtype=dtype,
+        trust_remote_code=arguments.trust_remote_code,
+        run_self_test=not arguments.skip_self_test,
+        mask_token_id=arguments.mask_token_id,
+        alignment=arguments.alignment,
+        block_length=arguments.block_length,
+        adapters=arguments.adapter,
+        quantization=arguments.quantization,
+    )
+    denoiser.eval().requires_grad_(False)
+    logger.info("loaded model=%s load_s=%.1f", arguments.model, time.monotonic() - started_s)
+    return denoiser
