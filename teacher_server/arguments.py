@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parses the options of serving; ends the process with code 2 where they are wrong."""
     parser = argparse.ArgumentParser(
-        prog="teacher-server", description="Serves a masked-diffusion teacher over gRPC."
+        prog="teacher-server",
+        description="Serves a masked-diffusion teacher over gRPC. `teacher-server inspect --help` "
+        "tells how to look at a checkpoint first.",
     )
     parser.add_argument(
         "--model", required=True, metavar="PATH_OR_ID", help="checkpoint folder or hub id"
@@ -67,6 +69,12 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
         "wrong or unknown",
     )
     parser.add_argument(
+        "--block-length",
+        type=int,
+        default=None,
+        help="positions of a block, where a block-diffusion checkpoint names none",
+    )
+    parser.add_argument(
         "--adapter",
         action="append",
         default=[],
@@ -110,6 +118,7 @@ def load(arguments: argparse.Namespace) -> Denoiser:
         run_self_test=not arguments.skip_self_test,
         mask_token_id=arguments.mask_token_id,
         alignment=arguments.alignment,
+        block_length=arguments.block_length,
         adapters=arguments.adapter,
         quantization=arguments.quantization,
     )
