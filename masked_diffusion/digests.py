@@ -31,7 +31,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=32)
     seen = set()
     for name, tensor in sorted(tensors.items()):
-        for part_name, part in _plain_parts(name, tensor):
+        for part_name, part in plain_parts(name, tensor):
             place = (part.device, part.data_ptr(), part.shape, part.stride())
             if part.numel() and place in seen:
                 continue
@@ -42,14 +42,14 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _plain_parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """A tensor as what lies in memory: a quantized one is its integers and its scales."""
+def plain_parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yields a tensor as what lies in memory: a quantized one is its integers and its scales."""
     if is_traceable_wrapper_subclass(tensor):
         inner_names, _ = tensor.__tensor_flatten__()
         for inner_name in inner_names:
             inner = getattr(tensor, inner_name)
             if inner is not None:
-                yield from _plain_parts(f"{name}.{inner_name}", inner)
+                yield from plain_parts(f"{name}.{inner_name}", inner)
     else:
         yield name, tensor
 

@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parses the options of serving; ends the process with code 2 where they are wrong."""
     parser = argparse.ArgumentParser(
-        prog="teacher-server", description="Serves a masked-diffusion teacher over gRPC."
+        prog="teacher-server",
+        description="Serves a masked-diffusion teacher over gRPC. `teacher-server inspect --help` "
+        "tells how to look at a checkpoint first.",
     )
     parser.add_argument(
         "--model", required=True, metavar="PATH_OR_ID", help="checkpoint folder or hub id"

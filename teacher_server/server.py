@@ -23,7 +23,7 @@ import grpc  # isort: skip  (after protos.channel, which sets gRPC's environment
 from grpc_health.v1 import health, health_pb2_grpc  # isort: skip
 from grpc_reflection.v1alpha import reflection  # isort: skip
 
-from teacher_server import status
+from teacher_server import inspect_command, status
 from teacher_server.arguments import load, parse_arguments
 from teacher_server.config import EngineConfig, LimitsConfig, ServerConfig
 from teacher_server.engine.engine import Engine
@@ -209,7 +209,10 @@ async def _run(server: TeacherServer, config: ServerConfig) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the server until it is told to stop; returns the exit code."""
+    """Runs the server until it is told to stop, or a subcommand; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments[:1]) == ["inspect"]:
+        return inspect_command.main(arguments[1:])
     options = parse_arguments(arguments)
     try:
         logging.basicConfig(
