@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from masked_diffusion.families.block import BlockDenoiser
 from masked_diffusion.families.info import Alignment
@@ -18,6 +18,10 @@ class FastDllmForCausalLM(Qwen2ForCausalLM):
     """Qwen2's layers, one to one."""
 
     config_class = FastDllmConfig
+
+
+AutoConfig.register(FastDllmConfig.model_type, FastDllmConfig)
+AutoModelForCausalLM.register(FastDllmConfig, FastDllmForCausalLM)
 
 
 class FastDllm(BlockDenoiser):

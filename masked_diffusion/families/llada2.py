@@ -9,7 +9,13 @@ experts, dense first layers. Only names differ, and queries, keys and values are
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from transformers import Glm4MoeConfig, Glm4MoeForCausalLM, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
+    PreTrainedConfig,
+)
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
@@ -56,6 +62,10 @@ register_checkpoint_conversion_mapping(
     ],
     overwrite=True,
 )
+
+
+AutoConfig.register(Llada2MoeConfig.model_type, Llada2MoeConfig)
+AutoModelForCausalLM.register(Llada2MoeConfig, Llada2MoeForCausalLM)
 
 
 class Llada2Moe(BlockDenoiser):

@@ -3,6 +3,8 @@
 from typing import ClassVar
 
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen3Config,
@@ -47,6 +49,14 @@ class SdarMoeForCausalLM(Qwen3MoeForCausalLM):
 register_checkpoint_conversion_mapping(
     SdarMoeConfig.model_type, get_checkpoint_conversion_mapping("qwen3_moe"), overwrite=True
 )
+
+
+for _config, _model in (
+    (SdarConfig, SdarForCausalLM),
+    (SdarMoeConfig, SdarMoeForCausalLM),
+):
+    AutoConfig.register(_config.model_type, _config)
+    AutoModelForCausalLM.register(_config, _model)
 
 
 class Sdar(BlockDenoiser):

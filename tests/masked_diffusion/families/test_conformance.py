@@ -1,9 +1,16 @@
 """Every family against its reference; what is tested for each is in docs/families.md."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+)
 
 from masked_diffusion import checkpoints
 from protos import codec
@@ -52,6 +59,7 @@ def test_saved_loaded_and_served_it_gives_the_same_numbers(
     assert again.info.mask_token_id == published.info.mask_token_id
     assert again.info.special_token_ids == published.info.special_token_ids
     assert again.info.tokenizer_fingerprint == published.info.tokenizer_fingerprint
+    _open_with_transformers(tmp_path / "saved")
     with serve(again) as server, TeacherClient([server.address]) as client:
         records = {
             record.sequence_id: record
@@ -70,3 +78,16 @@ def test_saved_loaded_and_served_it_gives_the_same_numbers(
         served_MV = to_tensor(distribution.values).exp()
         expected_MV = logits_LV[positions].softmax(dim=-1)
         torch.testing.assert_close(served_MV, expected_MV, atol=1e-6, rtol=1e-4)
+
+
+def _open_with_transformers(folder: Path) -> None:
+    """The Auto class of its kind opens the folder, every tensor of it."""
+    config = AutoConfig.from_pretrained(folder)
+    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING
+    auto_class: Any = AutoModelForMaskedLM if is_encoder else AutoModelForCausalLM
+    model, report = auto_class.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert model.config.is_causal is False
+    assert model.config.mask_token_id is not None
+    assert model.config.logit_alignment in ("shifted", "aligned")
