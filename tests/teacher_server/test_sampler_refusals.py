@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from masked_diffusion.families import Denoiser, DenoiserInfo
-from masked_diffusion.samplers import ALGORITHMS
+from masked_diffusion.samplers import algorithms_for
 from protos import errors
 from protos import teacher_pb2 as pb
 from teacher_server import names
@@ -105,13 +105,24 @@ def test_a_block_causal_teacher_has_its_own_blocks(tiny_denoiser: Denoiser) -> N
 def test_a_teacher_of_uniform_noise_cannot_be_guided(tiny_denoiser: Denoiser) -> None:
     info = dataclasses.replace(tiny_denoiser.info, noise="uniform")
     with pytest.raises(errors.InvalidRequestError) as told:
-        _reader(info).sampler(_spec("origin", guidance_scale=1.5))
+        _reader(info).sampler(_spec("multinomial", guidance_scale=1.5))
     assert told.value.field == "sampler.guidance_scale"
     assert "must be 0 with a denoiser of uniform noise" in str(told.value)
     assert str(told.value).endswith("got 1.5")
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_teacher_of_uniform_noise_never_draws_the_mask_id(tiny_denoiser: Denoiser) -> None:
+    info = dataclasses.replace(tiny_denoiser.info, noise="uniform")
+    with pytest.raises(errors.InvalidRequestError) as told:
+        _reader(info).sampler(_spec("multinomial", sample_mask_token=True))
+    assert told.value.field == "sampler.sample_mask_token"
+    assert str(told.value) == (
+        "sampler.sample_mask_token must be false with a teacher of uniform noise, whose sequences "
+        "never hold the mask id, got true"
+    )
+
+
+@pytest.mark.parametrize("algorithm", algorithms_for("absorbing"))
 def test_what_is_asked_for_is_what_is_sampled(algorithm: str, tiny_denoiser: Denoiser) -> None:
     """Decimals come as they were written, not as float32 has them; absent ones are defaults."""
     reader = _reader(tiny_denoiser.info)
