@@ -23,7 +23,8 @@ class SampleResult:
     x: Tensor
     """[B, L] int64; no generated position is masked, unless the mask id could be drawn."""
     unmask_steps_BL: Tensor
-    """[B, L] int64: the last step at which the position was unmasked; -1 where it was given."""
+    """[B, L] int64: the last step at which the position was unmasked; -1 where it was given or is
+    masked."""
     num_forwards_B: Tensor
     """[B] int64: forwards that each row took part in, two a step with guidance; idle steps cost
     none."""
@@ -84,6 +85,7 @@ def sample(
         next_BL, active_B = _advance(denoiser, rows, lengths_B, config, caches)
         unmasked_BL = (x_BL != next_BL) & (next_BL != info.mask_token_id)
         unmask_steps_BL[unmasked_BL] = step
+        unmask_steps_BL[next_BL == info.mask_token_id] = -1
         num_forwards_B += active_B * config.forwards_per_step
         x_BL = next_BL
     return SampleResult(x_BL, unmask_steps_BL, num_forwards_B)

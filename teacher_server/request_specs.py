@@ -120,6 +120,12 @@ class SpecReader:
                 "must be false with ALGORITHM_ANCESTRAL, whose posterior knows no mask in a clean "
                 "sequence, got true",
             )
+        if message.sample_mask_token and self._info.noise == "uniform":
+            raise invalid(
+                "sampler.sample_mask_token",
+                "must be false with a teacher of uniform noise, whose sequences never hold the "
+                "mask id, got true",
+            )
         try:
             config = SamplerConfig(
                 algorithm=algorithm,
