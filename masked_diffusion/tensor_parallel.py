@@ -25,13 +25,19 @@ def distributed_config(denoiser: Denoiser, *, num_ranks: int) -> DistributedConf
         num_ranks: Of the group of torch.distributed.
 
     Raises:
-        ValueError: fewer than 2 ranks, no plan, or something that does not divide by the ranks.
+        ValueError: fewer than 2 ranks, a block-causal model, no plan, or something that the ranks
+            cannot share equally.
     """
     name = denoiser.info.name
     if num_ranks < 2:  # noqa: PLR2004
         raise ValueError(
             f"tensor parallelism needs at least 2 ranks, but there is {num_ranks}; start it with "
             "torchrun --standalone --nproc-per-node 2"
+        )
+    if denoiser.info.block_length is not None:
+        raise ValueError(
+            f"{name} is block-causal; its rows are served from caches, which the ranks do not "
+            "share: serve it on one device, without --tensor-parallel"
         )
     plan = denoiser.model.tp_plan
     if not plan:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from masked_diffusion import checkpoints
@@ -40,6 +42,12 @@ def test_a_field_that_the_ranks_cannot_share_is_named(on_meta):
 def test_a_model_without_a_plan_is_refused(on_meta):
     on_meta.model.tp_plan = None
     with pytest.raises(ValueError, match=r"Qwen2ForCausalLM .* has no tensor-parallel plan"):
+        distributed_config(on_meta, num_ranks=2)
+
+
+def test_a_block_causal_model_is_refused(on_meta):
+    on_meta.info = dataclasses.replace(on_meta.info, block_length=4)
+    with pytest.raises(ValueError, match="is block-causal; its rows are served from caches"):
         distributed_config(on_meta, num_ranks=2)
 
 
