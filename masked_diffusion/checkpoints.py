@@ -19,6 +19,7 @@ from masked_diffusion.families import Denoiser, get_family, self_test
 from masked_diffusion.families.alignment_probe import probe_alignment
 from masked_diffusion.families.info import Alignment, find_mask_token_id
 from masked_diffusion.quantization import is_quantized, quantization_config
+from masked_diffusion.tensor_parallel import distributed_config, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def load_denoiser(
     block_length: int | None = None,
     adapters: Sequence[str] = (),
     quantization: str | None = None,
+    tensor_parallel: bool = False,
 ) -> Denoiser:
     """Loads a checkpoint from a folder or the hub, ready to denoise (evaluation mode).
 
@@ -69,6 +71,8 @@ def load_denoiser(
         block_length: Positions of a block, for block diffusion; overrides likewise.
         adapters: Folders or hub ids of peft adapters, merged in this order.
         quantization: Key of `masked_diffusion.quantization.QUANTIZATIONS`.
+        tensor_parallel: Split the layers over the ranks of torch.distributed, which must all call
+            this; from then on they must all run every forward, and `weights_digest`, together.
 
     Raises:
         ValueError: no such folder or hub id, unknown model_type, no mask id, no safetensors,
@@ -89,6 +93,7 @@ def load_denoiser(
         dtype=dtype,
         adapters=adapters,
         quantization=quantization,
+        tensor_parallel=tensor_parallel,
     )
     denoiser = _denoiser_of(blueprint, weights)
     if blueprint.alignment_source == "unknown":
@@ -105,12 +110,21 @@ def _load_weights(
     dtype: torch.dtype | None,
     adapters: Sequence[str],
     quantization: str | None,
+    tensor_parallel: bool,
 ) -> PreTrainedModel:
     if quantization is not None and adapters:
         raise ValueError(
             "quantization cannot be combined with adapters; save the model with its adapters "
             "merged (save_denoiser), then load that quantized"
         )
+    if tensor_parallel and (quantization is not None or adapters):
+        raise ValueError(
+            "tensor parallelism cannot be combined with adapters or quantization; merge the "
+            "adapters first (save_denoiser), and serve quantized weights on one device"
+        )
+    shares = None
+    if tensor_parallel:
+        shares = distributed_config(blueprint.build_on_meta(), num_ranks=world_size())
     config = None
     if quantization is not None:
         config = quantization_config(quantization, blueprint.build_on_meta(), device)
@@ -122,6 +136,7 @@ def _load_weights(
         key_mapping=blueprint.family.key_mapping,
         device=device,
         quantization_config=config,
+        distributed_config=shares,
     )
     for adapter in adapters:
         weights = merge_adapter(weights, adapter)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedTokenizerBase
 
@@ -14,7 +15,8 @@ def weights_digest(module: nn.Module) -> str:
     """Digests a module's state dict: names, dtypes, shapes and bytes.
 
     Tensors that share their memory (a tied head) count once, under the first name. How a
-    checkpoint is laid out in files, and on which device it lies, does not matter.
+    checkpoint is laid out in files, on which device it lies, and over how many ranks it is split,
+    does not matter; where it is split, all ranks must call this.
 
     Returns:
         Hexadecimal BLAKE2b, 32 bytes.
@@ -32,10 +34,14 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     seen = set()
     for name, tensor in sorted(tensors.items()):
         for part_name, part in plain_parts(name, tensor):
-            place = (part.device, part.data_ptr(), part.shape, part.stride())
-            if part.numel() and place in seen:
+            local = part.to_local() if isinstance(part, DTensor) else part
+            place = (local.device, local.data_ptr(), local.shape, local.stride())
+            if local.numel() and place in seen:
                 continue
             seen.add(place)
+            if isinstance(part, DTensor):
+                # One whole tensor at a time, so that the model need not fit on a device.
+                part = part.full_tensor()  # noqa: PLW2901
             digest.update(f"{part_name}|{part.dtype}|{tuple(part.shape)}|".encode())
             raw = part.detach().cpu().contiguous().flatten().view(torch.uint8)
             digest.update(raw.numpy().data)
@@ -44,7 +50,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 def plain_parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Yields a tensor as what lies in memory: a quantized one is its integers and its scales."""
-    if is_traceable_wrapper_subclass(tensor):
+    if is_traceable_wrapper_subclass(tensor) and not isinstance(tensor, DTensor):
         inner_names, _ = tensor.__tensor_flatten__()
         for inner_name in inner_names:
             inner = getattr(tensor, inner_name)

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Tokenizer,
 )
+from transformers.distributed import DistributedConfig
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 TOKENIZER_FILES = (
@@ -99,6 +100,7 @@ def load_weights(
     key_mapping: Mapping[str, str],
     device: torch.device | None = None,
     quantization_config: object = None,
+    distributed_config: DistributedConfig | None = None,
 ) -> PreTrainedModel:
     """Builds the model and fills it from safetensors, shard by shard.
 
@@ -110,11 +112,14 @@ def load_weights(
         key_mapping: Regular expression in a tensor's name on disk -> its name in the model.
         device: Where each tensor goes at once, so that the host never holds them all; None = CPU.
         quantization_config: Of one of transformers' quantizers.
+        distributed_config: How the ranks share the layers; it places them, not `device`.
 
     Raises:
         ValueError: no safetensors, or a tensor is missing (transformers would make it up).
     """
     placement: dict[str, Any] = {"device_map": device or "cpu"}
+    if distributed_config is not None:
+        placement = {"distributed_config": distributed_config}
     if quantization_config is not None:
         placement["quantization_config"] = quantization_config
     try:

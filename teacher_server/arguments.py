@@ -28,13 +28,24 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_loading_options(parser)
     parser.add_argument(
+        "--tensor-parallel",
+        action="store_true",
+        help="split the layers over the processes that torchrun started; rank 0 serves",
+    )
+    parser.add_argument(
         "--skip-self-test",
         action="store_true",
         help="serve even if attention is not bidirectional or padding matters",
     )
     for config_class in (ServerConfig, EngineConfig, LimitsConfig):
         add_options(parser, config_class)
-    return parse_checked(parser, arguments)
+    options = parse_checked(parser, arguments)
+    if options.tensor_parallel and options.device != "auto":
+        parser.error(
+            f"--device must be auto with --tensor-parallel, got {options.device}: each rank takes "
+            "the GPU of its own number, and the CPU where there is no GPU"
+        )
+    return options
 
 
 def parse_checked(
@@ -121,6 +132,7 @@ def load(arguments: argparse.Namespace) -> Denoiser:
         block_length=arguments.block_length,
         adapters=arguments.adapter,
         quantization=arguments.quantization,
+        tensor_parallel=arguments.tensor_parallel,
     )
     denoiser.eval().requires_grad_(False)
     logger.info("loaded model=%s load_s=%.1f", arguments.model, time.monotonic() - started_s)

@@ -27,14 +27,19 @@ from teacher_server import inspect_command, status
 from teacher_server.arguments import load, parse_arguments
 from teacher_server.config import EngineConfig, LimitsConfig, ServerConfig
 from teacher_server.engine.engine import Engine
+from teacher_server.engine.model_runner import DenoiserLostError
 from teacher_server.grpc_service import TeacherServicer
 from teacher_server.options import read_options
+from teacher_server.tensor_parallel import serve_in_ranks
 
 logger = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
 EXIT_MISUSED = 2
 _MIN_GRACE_S = 1.0
+_MAX_STEP_S = 60.0
+"""Between two forwards, of the work on the first one's results. Other ranks hear of a forward
+within this and the health interval, and of the end within the drain's time limit after the last."""
 
 
 class TeacherServer:
@@ -47,7 +52,13 @@ class TeacherServer:
         config: ServerConfig,
         engine_config: EngineConfig,
         limits: LimitsConfig,
+        revision: str | None = None,
     ) -> None:
+        """Makes a server that does not listen yet.
+
+        Args:
+            revision: `weights_digest` of the denoiser; None computes it.
+        """
         self._config = config
         self._denoiser = denoiser
         self._failed = False
@@ -57,7 +68,8 @@ class TeacherServer:
         """The loop that serves; None before and after."""
         self._stop_requested = asyncio.Event()
         self.port = 0
-        revision = checkpoints.weights_digest(denoiser)
+        if revision is None:
+            revision = checkpoints.weights_digest(denoiser)
         self.engine = Engine(
             denoiser, engine_config, revision=revision, on_dead=self._on_engine_death
         )
@@ -229,12 +241,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_MISUSED
     if options.num_threads:
         torch.set_num_threads(options.num_threads)
-    try:
+
+    def serve(denoiser: Denoiser, revision: str | None = None) -> bool:
         server = TeacherServer(
-            load(options), config=config, engine_config=engine_config, limits=limits
+            denoiser,
+            config=config,
+            engine_config=engine_config,
+            limits=limits,
+            revision=revision,
         )
-        return 0 if asyncio.run(_run(server, config)) else EXIT_FAILED
-    except (ValueError, OSError) as error:
+        return asyncio.run(_run(server, config))
+
+    try:
+        if not options.tensor_parallel:
+            return 0 if serve(load(options)) else EXIT_FAILED
+        ended_as_asked = serve_in_ranks(
+            lambda: load(options),
+            serve,
+            max_silence_s=_MAX_STEP_S + engine_config.health_interval_s + config.drain_timeout_s,
+        )
+        return 0 if ended_as_asked else EXIT_FAILED
+    except (ValueError, OSError, DenoiserLostError) as error:
         print(f"teacher-server: {error}", file=sys.stderr)
         return EXIT_FAILED
 

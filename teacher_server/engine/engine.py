@@ -12,7 +12,7 @@ from protos import errors
 from teacher_server.config import EngineConfig
 from teacher_server.engine.batcher import next_batch
 from teacher_server.engine.counters import EngineCounters, EngineLoad
-from teacher_server.engine.model_runner import ModelRunner
+from teacher_server.engine.model_runner import DenoiserLostError, ModelRunner
 from teacher_server.engine.queue import AdmissionQueue
 from teacher_server.engine.sequence import Outcome, Request, Row
 from teacher_server.engine.step import DenoisingStep
@@ -201,6 +201,8 @@ class Engine:
         """Ends the rows' requests where the block raises; the engine and all others go on."""
         try:
             yield
+        except DenoiserLostError:
+            raise
         except Exception as error:
             logger.exception("failed what=%r rows=%d", what, len(rows))
             failure = errors.EngineError(f"{what} failed: {type(error).__name__}: {error}")

@@ -9,6 +9,10 @@ from torch.nn.utils.rnn import pad_sequence
 from masked_diffusion.families import Denoiser, padding_mask
 
 
+class DenoiserLostError(RuntimeError):
+    """No forward can succeed any more, whatever its rows are: the engine dies of it."""
+
+
 class ModelRunner:
     """The denoiser on its device. Used by the engine's thread alone."""
 

@@ -25,6 +25,7 @@ class ControlledDenoiser(Qwen2):
         self.eval().requires_grad_(False)
         self.poison_id = -1
         """A forward that holds this id raises."""
+        self.poison_error: type[Exception] = RuntimeError
         self.is_broken = False
         """Every forward raises, proofs too."""
         self.num_proofs = 0
@@ -70,7 +71,7 @@ class ControlledDenoiser(Qwen2):
             self.batches.append(input_ids_BL.clone())
             self._pass()
         if bool((input_ids_BL == self.poison_id).any()):
-            raise RuntimeError("poisoned forward")
+            raise self.poison_error("poisoned forward")
         with torch.no_grad():
             return super().hidden_states(
                 input_ids_BL, attention_mask_BL, times_B=times_B, clean_ids_BL=clean_ids_BL

@@ -7,6 +7,7 @@ import pytest
 from masked_diffusion.families import Denoiser
 from protos import errors
 from protos import teacher_pb2 as pb
+from teacher_server.engine.model_runner import DenoiserLostError
 from teacher_server.engine.sequence import Request
 from teacher_server.engine.stream import StreamEnd
 from tests.teacher_server import calls
@@ -168,6 +169,19 @@ def test_a_dead_engine_fails_what_it_holds_and_refuses_the_rest(
         assert not run.engine.load().healthy
         with pytest.raises(errors.EngineError, match="out of order"):
             run.score(_states(denoiser, 1))
+
+
+def test_a_lost_denoiser_ends_the_engine_in_the_middle_of_a_batch(
+    denoiser: ControlledDenoiser,
+) -> None:
+    denoiser.poison_id, denoiser.poison_error = 7, DenoiserLostError
+    poisoned = [np.full(LENGTH, 7, dtype=np.int32)]
+    with run_engine(denoiser) as run:
+        error = run.read(run.score(poisoned))[2]
+        assert isinstance(error, errors.EngineError)
+        assert str(error) == "the engine died: DenoiserLostError: poisoned forward"
+        wait_until(lambda: bool(run.deaths))
+        run.assert_nothing_is_left()
 
 
 def test_a_denoiser_that_cannot_forward_never_starts(denoiser: ControlledDenoiser) -> None:
