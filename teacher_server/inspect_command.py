@@ -136,7 +136,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_loading_options(parser)
     # The self-test is run here, where its report can be shown.
-    parser.set_defaults(skip_self_test=True)
+    parser.set_defaults(skip_self_test=True, tensor_parallel=False)
     options = parse_checked(parser, arguments)
     if options.compare and options.quantization is None:
         parser.error("--compare needs --quantization NAME, to compare with the unquantized weights")
