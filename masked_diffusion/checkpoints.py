@@ -197,7 +197,13 @@ def new_denoiser(
     family = get_family(config.model_type)
     config = copy.deepcopy(config)
     name = f"a new {config.model_type}"
-    mask_token_id = find_mask_token_id(config, tokenizer, name=name, mask_token_id=mask_token_id)
+    mask_token_id = find_mask_token_id(
+        config,
+        tokenizer,
+        name=name,
+        mask_token_id=mask_token_id,
+        default=family.default_mask_token_id,
+    )
     family.prepare_config(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -12,7 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Digests a module's state dict: names, dtypes, shapes and bytes.
+    """Digests a module's state dict, names, dtypes, shapes and bytes, and how it is called.
+
+    For a denoiser the second is what a loading option may change: mask id, alignment, block length
+    and noise. Servers that differ there give other distributions from the same weights.
 
     Tensors that share their memory (a tied head) count once, under the first name. How a
     checkpoint is laid out in files, on which device it lies, and over how many ranks it is split,
@@ -21,7 +24,12 @@ def weights_digest(module: nn.Module) -> str:
     Returns:
         Hexadecimal BLAKE2b, 32 bytes.
     """
-    return _digest(module.state_dict())
+    digest = _digest(module.state_dict())
+    info = getattr(module, "info", None)
+    if info is None:
+        return digest
+    how = (info.mask_token_id, info.alignment, info.block_length, info.noise)
+    return hashlib.blake2b(f"{digest}|{how}".encode(), digest_size=32).hexdigest()
 
 
 def tensors_digest(**tensors: Tensor | None) -> str:

@@ -56,7 +56,12 @@ def copy_from_teacher(
         ValueError: the student is deeper, or differs in anything but depth, or a layer is chosen
             that the teacher does not have.
     """
-    family, teacher_config = read_published_config(teacher_model_path)
+    # A block-causal student reads the teacher's folder as it was read itself.
+    family, teacher_config = read_published_config(
+        teacher_model_path, block_length=denoiser.info.block_length
+    )
+    if family.converts_tensors:
+        raise _misfit(f"the tensors of {family.family} are split and merged on loading")
     student_config = denoiser.model.config
     num_layers = int(student_config.num_hidden_layers)
     num_teacher_layers = int(teacher_config.num_hidden_layers)

@@ -12,7 +12,7 @@ from masked_diffusion.published_config import read_published_config
 
 ConfigOverrides = dict[str, int | float | str | bool]
 
-DENOISER_FIELDS = ("logit_alignment", "mask_token_id")
+DENOISER_FIELDS = ("block_length", "logit_alignment", "mask_token_id", "noise")
 """What a denoiser's config may say beyond its class's own fields."""
 
 
@@ -90,7 +90,8 @@ def read_config(path: str, overrides: ConfigOverrides | None = None) -> PreTrain
             fields or does not fit the others.
     """
     overrides = overrides or {}
-    config = _read_config(path)
+    block_length = overrides.get("block_length")
+    config = _read_config(path, None if block_length is None else int(block_length))
     values = config.to_dict()
     # GPT-2 writes n_layer for num_hidden_layers, and takes both.
     aliases = config.attribute_map
@@ -113,9 +114,9 @@ def read_config(path: str, overrides: ConfigOverrides | None = None) -> PreTrain
         ) from error
 
 
-def _read_config(path: str) -> PreTrainedConfig:
+def _read_config(path: str, block_length: int | None) -> PreTrainedConfig:
     if not Path(path).is_file():
-        return read_published_config(path)[1]
+        return read_published_config(path, block_length=block_length)[1]
     try:
         values, _ = PreTrainedConfig.get_config_dict(path)
     except OSError as error:

@@ -71,6 +71,9 @@ class LimitsConfig:
     """Sequences in a request."""
     max_tokens: int = 262_144
     """Tokens in a request, all sequences together."""
+    max_clean_length: int = 8192
+    """Tokens of one sequence that comes with its clean ids: the attention masks of its two streams
+    grow with the square of twice this."""
     max_num_steps: int = 4096
     """Sampling steps of a trajectory."""
     max_top_k: int = 4096

@@ -110,6 +110,13 @@ class ArrayReader:
                 "must be empty: this teacher's attention is full, so it sees the state and no "
                 "clean blocks before it",
             )
+        longest = max((len(ids) for ids in states), default=0)
+        if longest > self._limits.max_clean_length:
+            raise invalid(
+                field,
+                f"comes with a state of {longest} tokens, limit {self._limits.max_clean_length} "
+                "with clean ids; send shorter sequences, or raise --max-clean-length",
+            )
         state = np.concatenate(states) if states else np.zeros(0, dtype=_INT32)
         flat = _read_int32(message.clean_token_ids, len(state), field=field)
         mask_token_id = self._info.mask_token_id

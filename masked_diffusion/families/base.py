@@ -32,6 +32,8 @@ class Denoiser(nn.Module):
     """Regular expression in a published tensor's name -> its name in `model_class`."""
     embedding_name: ClassVar[str | None] = None
     """Native name of the embedding where its rows on disk, and not config.vocab_size, are right."""
+    converts_tensors: ClassVar[bool] = False
+    """Whether tensors are split or merged on loading, so that one cannot be read by its name."""
     layer_pattern: ClassVar[str] = r"(?<=\blayers\.)\d+(?=\.)"
     """Finds a layer's index in a tensor's name, for a student that keeps some layers."""
 

@@ -72,6 +72,7 @@ class Llada2Moe(BlockDenoiser):
     """LLaDA2.0-mini/flash and 2.1; raw row p predicts token p."""
 
     family = "llada2_moe"
+    converts_tensors = True
     config_class = Llada2MoeConfig
     model_class = Llada2MoeForCausalLM
     default_alignment: ClassVar[Alignment] = "aligned"

@@ -78,5 +78,6 @@ class SdarMoe(Sdar):
     """SDAR-30B-A3B."""
 
     family = "sdar_moe"
+    converts_tensors = True
     config_class = SdarMoeConfig
     model_class = SdarMoeForCausalLM

@@ -33,6 +33,9 @@ Confidence = Literal[
 MIN_TEMPERATURE = 1e-6
 """Below it, dividing large float32 logits could overflow; 0 (argmax) is what is meant there."""
 
+MAX_GUIDANCE_SCALE = 100.0
+"""Far above what is of use; beyond, hidden states would leave the range of float16."""
+
 _USED_BY: Mapping[str, tuple[str, ...]] = {
     "block_length": BLOCK_ALGORITHMS,
     "threshold": ("low_confidence_dynamic",),
@@ -111,8 +114,8 @@ class SamplerConfig:
             )
         _require(self.block_length >= 0, "block_length must be at least 0", self.block_length)
         _require(
-            0 <= self.guidance_scale < math.inf,
-            "guidance_scale must be finite and at least 0",
+            0 <= self.guidance_scale <= MAX_GUIDANCE_SCALE,
+            f"guidance_scale must be in [0, {MAX_GUIDANCE_SCALE:g}]",
             self.guidance_scale,
         )
         _require(

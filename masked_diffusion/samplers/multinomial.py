@@ -84,7 +84,9 @@ def posterior(
 
     Source: Hoogeboom et al., arXiv:2102.05379 (theta_post with x0 predicted).
     """
-    alpha_s_M1 = schedule.alpha(s_M.double())[:, None]
+    # With eps next to 1 both times may round to 1: pure noise, and no 0 / 0.
+    smallest = torch.finfo(torch.float64).tiny
+    alpha_s_M1 = schedule.alpha(s_M.double()).clamp_min(smallest)[:, None]
     kept_M1 = schedule.alpha(t_M.double())[:, None] / alpha_s_M1
     noise_MV = support_MV / support_MV.sum(-1, keepdim=True, dtype=torch.float64)
     is_there_MV = torch.zeros_like(noise_MV).scatter_(-1, token_ids_M[:, None], 1.0)

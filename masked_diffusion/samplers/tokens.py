@@ -131,4 +131,7 @@ def invert_cdf(p_MV: Tensor, uniforms_M: Tensor) -> Tensor:
     total_M = cdf_MV[:, -1]
     # u * total stays below total for every float64 u < 1, so the search ends at an id with mass.
     target_M = uniforms_M.double() * total_M
-    return torch.searchsorted(cdf_MV, target_M[:, None], right=True)[:, 0]
+    found_M = torch.searchsorted(cdf_MV, target_M[:, None], right=True)[:, 0]
+    # Only for sums that are not numbers: an id past the vocabulary would be an error far from here,
+    # and on a GPU the end of the process.
+    return found_M.clamp_max(p_MV.shape[-1] - 1)

@@ -122,7 +122,9 @@ class Row:
 
     @property
     def forwards_per_step(self) -> int:
-        """Rows of the denoiser's batch that a step takes."""
+        """Rows of the denoiser's batch that a step takes; clean ids are a second stream."""
+        if self.clean_x_L is not None:
+            return 2
         return 1 if self.request.sampler is None else self.request.sampler.forwards_per_step
 
     @property

@@ -79,3 +79,12 @@ def test_a_fingerprint_belongs_to_the_vocabulary() -> None:
     assert before != digests.tokenizer_fingerprint(tiny_models.train_tokenizer(vocab_size=290))
     tokenizer.add_tokens(["<extra>"])
     assert digests.tokenizer_fingerprint(tokenizer) != before
+
+
+def test_one_checkpoint_called_otherwise_is_another_revision(tiny_checkpoint: Path) -> None:
+    shifted, aligned = (
+        checkpoints.load_denoiser(str(tiny_checkpoint), alignment=alignment)
+        for alignment in ("shifted", "aligned")
+    )
+    assert digests.weights_digest(shifted.model) == digests.weights_digest(aligned.model)
+    assert digests.weights_digest(shifted) != digests.weights_digest(aligned)

@@ -11,7 +11,7 @@ from torch import Tensor
 from masked_diffusion import checkpoints
 from masked_diffusion.families import Denoiser
 from student_trainer.student import StudentSpec, build_student
-from tests.fixtures import a2d, conformance, diffugpt, dream, llada
+from tests.fixtures import a2d, block_diffusion, conformance, diffugpt, dream, llada
 from tests.fixtures.fixture import FamilyFixture
 
 FIXTURES = {
@@ -117,3 +117,17 @@ def test_a_choice_that_contradicts_the_rest_is_refused() -> None:
             teacher_layers=(0, 1),
             config_overrides={"num_hidden_layers": 3},
         )
+
+
+def test_tensors_that_are_merged_on_loading_are_refused_by_name(tmp_path: Path) -> None:
+    experts = next(f for f in block_diffusion.FIXTURES if f.name == "sdar_moe")
+    experts.build(tmp_path / "teacher")
+    with pytest.raises(ValueError, match="tensors of sdar_moe are split and merged on loading"):
+        _student(str(tmp_path / "teacher"))
+
+
+def test_a_bd3lm_student_is_asked_for_by_its_block_length(tmp_path: Path) -> None:
+    FIXTURES["a2d-qwen3"].build(tmp_path / "teacher")
+    student = _student(str(tmp_path / "teacher"), config_overrides={"block_length": 4})
+    assert student.info.attention == "block_causal"
+    assert student.info.block_length == 4

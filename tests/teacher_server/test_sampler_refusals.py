@@ -25,9 +25,9 @@ REFUSED: list[tuple[str, str, object, str]] = [
         "must be 0 with algorithm entropy (only low_confidence, random, low_confidence_dynamic, "
         "entropy_bounded would use it), got 4",
     ),
-    ("origin", "guidance_scale", -0.5, "must be finite and at least 0, got -0.5"),
-    ("origin", "guidance_scale", math.nan, "must be finite and at least 0, got nan"),
-    ("origin", "guidance_scale", math.inf, "must be finite and at least 0, got inf"),
+    ("origin", "guidance_scale", -0.5, "must be in [0, 100], got -0.5"),
+    ("origin", "guidance_scale", math.nan, "must be in [0, 100], got nan"),
+    ("origin", "guidance_scale", math.inf, "must be in [0, 100], got inf"),
     (
         "low_confidence_dynamic",
         "threshold",

@@ -180,3 +180,14 @@ def test_each_noise_has_its_own_algorithms() -> None:
     assert algorithms_for("uniform") == ("multinomial",)
     assert "multinomial" not in algorithms_for("absorbing")
     assert "p2" in algorithms_for("absorbing")
+
+
+def test_times_that_round_to_one_are_pure_noise() -> None:
+    """float32 lays eps next to 1 on 1 itself: nothing of x0 is known, and nothing is 0 / 0."""
+    ones_M = torch.ones(2)
+    x0_MV = torch.eye(2, 5, dtype=torch.float64)
+    support_MV = torch.ones(2, 5, dtype=torch.bool)
+    actual_MV = posterior(
+        x0_MV, torch.tensor([3, 4]), t_M=ones_M, s_M=ones_M, support_MV=support_MV
+    )
+    torch.testing.assert_close(actual_MV, torch.full((2, 5), 0.2, dtype=torch.float64))

@@ -96,3 +96,15 @@ def test_greedy_is_what_temperature_0_does() -> None:
     )
     assert torch.equal(greedy.token_ids_M, hot.token_ids_M)
     assert torch.equal(greedy.confidence_M, hot.confidence_M)
+
+
+def test_sums_that_are_not_numbers_give_an_id_of_the_vocabulary() -> None:
+    samples = sample_tokens(
+        torch.full((2, 4), torch.nan),
+        temperature=1.0,
+        top_p=None,
+        top_k=None,
+        confidence="probability",
+        uniforms_M=torch.tensor([0.3, 0.9], dtype=torch.float64),
+    )
+    assert bool((samples.token_ids_M < 4).all())

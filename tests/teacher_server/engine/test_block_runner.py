@@ -126,6 +126,17 @@ def test_too_few_clean_ids_are_refused(denoiser: Denoiser) -> None:
     _assert_refused(denoiser, states, int32_bytes(cleans[:2]), "numbers of 4 bytes are announced")
 
 
+def test_clean_ids_of_a_sequence_that_is_too_long_are_refused(denoiser: Denoiser) -> None:
+    states, cleans = _states(denoiser)
+    parser = RequestParser(
+        denoiser.info, LimitsConfig(max_clean_length=19), model_dtype="f32", revision=""
+    )
+    message = calls.score_request(states)
+    message.clean_token_ids = int32_bytes(cleans)
+    with pytest.raises(errors.InvalidRequestError, match="a state of 20 tokens, limit 19"):
+        parser.score(message, None, remaining_s=None)  # type: ignore[arg-type]
+
+
 def test_full_attention_refuses_clean_ids(tiny_denoiser: Denoiser) -> None:
     state = calls.make_state(tiny_denoiser.info, length=6, num_masked=2)
     _assert_refused(tiny_denoiser, [state], int32_bytes([state]), "must be empty")
