@@ -273,7 +273,7 @@ def test_a_second_file_is_refused(tmp_path):
         ),
         (
             "--distill.diffusion_sampling_alg=magic",
-            "'maskgit_plus', 'topk_margin', 'entropy', 'p2' or 'multinomial', got 'magic'",
+            "'entropy_bounded', 'ancestral' or 'multinomial', got 'magic'",
         ),
     ],
 )
