@@ -69,12 +69,18 @@ def _native_name(published_name: str, key_mapping: Mapping[str, str]) -> str:
     return name
 
 
-def _weight_files(model: str) -> list[Path]:
+def weight_file_names(model: str) -> list[str]:
+    """Lists the files that transformers would load, there or not: a single one, or an index's."""
+    if _find(model, SAFE_WEIGHTS_NAME, fetch=False) is not None:
+        return [SAFE_WEIGHTS_NAME]
     index = _find(model, SAFE_WEIGHTS_INDEX_NAME)
-    names = [SAFE_WEIGHTS_NAME]
-    if index is not None:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    found = [(name, _find(model, name)) for name in names]
+    if index is None:
+        return [SAFE_WEIGHTS_NAME]
+    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+
+
+def _weight_files(model: str) -> list[Path]:
+    found = [(name, _find(model, name)) for name in weight_file_names(model)]
     missing = [name for name, path in found if path is None]
     if missing:
         raise ValueError(
@@ -84,12 +90,12 @@ def _weight_files(model: str) -> list[Path]:
     return [path for _, path in found if path is not None]
 
 
-def _find(model: str, name: str) -> Path | None:
+def _find(model: str, name: str, *, fetch: bool = True) -> Path | None:
     if Path(model).is_dir():
         path = Path(model) / name
         return path if path.is_file() else None
     try:
-        cached = cached_file(model, name)
+        cached = cached_file(model, name, local_files_only=not fetch)
     except OSError:
         # The hub answers for a missing file as for a missing network; the caller names both.
         return None

@@ -8,9 +8,10 @@ from typing import Any
 
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import cached_file
 
 from masked_diffusion.families import Denoiser
+from masked_diffusion.tensor_files import weight_file_names
 
 HEADER_LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
@@ -59,10 +60,10 @@ def read_weight_files(model: str) -> WeightFiles:
     Args:
         model: Folder or hub id.
     """
-    names, folder = _file_names(model)
+    folder = _folder(model)
     present, missing, damaged = [], [], []
     tensors: dict[str, dict[str, Any]] = {}
-    for name in names:
+    for name in weight_file_names(model):
         path = folder / name
         if not path.is_file():
             missing.append(name)
@@ -123,26 +124,13 @@ def compare_tensors(denoiser: Denoiser, tensor_names: tuple[str, ...]) -> Tensor
     return TensorDifference(missing=tuple(sorted(missing.values())), unused=tuple(unused))
 
 
-def _file_names(model: str) -> tuple[list[str], Path]:
-    """Which files transformers would load, and the folder they are or would be in."""
+def _folder(model: str) -> Path:
+    """Where the files are, or of a hub id would be."""
     if Path(model).is_dir():
-        folder = Path(model)
-    else:
-        config = cached_file(model, "config.json")
-        assert config is not None  # the blueprint has read it
-        folder = Path(config).parent
-    if (folder / SAFE_WEIGHTS_NAME).is_file():
-        return [SAFE_WEIGHTS_NAME], folder
-    index = cached_file(
-        model,
-        SAFE_WEIGHTS_INDEX_NAME,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if index is None:
-        return [SAFE_WEIGHTS_NAME], folder
-    weight_map = json.loads(Path(index).read_text())["weight_map"]
-    return sorted(set(weight_map.values())), folder
+        return Path(model)
+    config = cached_file(model, "config.json")
+    assert config is not None  # the blueprint has read it
+    return Path(config).parent
 
 
 def _read_header(path: Path) -> _Header:

@@ -176,13 +176,16 @@ class NoisedStates:
             offset=self.reader.places(micro_step).start,
             total=self.reader.plan.global_batch_size,
         )
-        draw = functools.partial(
-            _draw,
-            seeds=[seed] * len(sequence_ids),
-            sequence_ids=sequence_ids,
-            steps=[micro_step.step] * len(sequence_ids),
-            length=batch.input_ids_BL.shape[1],
-        )
+
+        def draw(stream: str) -> Tensor:
+            return keyed_uniforms_batch(
+                seeds=[seed] * len(sequence_ids),
+                sequence_ids=sequence_ids,
+                steps=[micro_step.step] * len(sequence_ids),
+                length=batch.input_ids_BL.shape[1],
+                stream=stream,
+            )
+
         return FORWARD_PROCESSES[self.reader.info.noise](
             batch.input_ids_BL,
             info=self.reader.info,
@@ -326,16 +329,3 @@ def check_positions(records: Sequence[codec.StepTargets], loss_BL: Tensor) -> No
                 f"targets of sequence {record.sequence_id} are not at its masked positions; do "
                 "student and teacher share the mask id?"
             )
-
-
-def _draw(
-    stream: str,
-    *,
-    seeds: Sequence[int],
-    sequence_ids: Sequence[int],
-    steps: Sequence[int],
-    length: int,
-) -> Tensor:
-    return keyed_uniforms_batch(
-        seeds=seeds, sequence_ids=sequence_ids, steps=steps, length=length, stream=stream
-    )

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from masked_diffusion.families import block_masks
-from masked_diffusion.families.base import Denoiser
+from masked_diffusion.families.decoder import CausalDecoder
 
 BLOCK_LENGTH_FIELDS = ("block_length", "block_size", "bd_size")
 """Fields of config.json that give it, the first that is there counts: ours, then SDAR's and
@@ -31,7 +31,7 @@ def config_block_length(config: PreTrainedConfig) -> int | None:
     return None
 
 
-class BlockDenoiser(Denoiser):
+class BlockDenoiser(CausalDecoder):
     """A decoder of transformers whose attention goes by blocks, on one absolute grid.
 
     A state alone is run block-causally: right for sampling, where the blocks before the one being
@@ -54,8 +54,7 @@ class BlockDenoiser(Denoiser):
         Raises:
             ValueError: no block length, or sliding-window layers.
         """
-        if "sliding_attention" in (getattr(config, "layer_types", None) or []):
-            raise ValueError("use_sliding_window must be false: a block sees every block before it")
+        super().prepare_config(config)
         block_length = cls.block_length(config)
         if block_length is None:
             raise ValueError(
@@ -63,15 +62,6 @@ class BlockDenoiser(Denoiser):
                 f"({', '.join(BLOCK_LENGTH_FIELDS)}); pass block_length"
             )
         config.block_length = block_length
-        config.is_causal = False
-
-    @property
-    def head_weight(self) -> nn.Parameter:
-        return cast(nn.Parameter, cast(Any, self.model).lm_head.weight)
-
-    @property
-    def head_bias(self) -> Tensor | None:
-        return None
 
     @property
     def body(self) -> PreTrainedModel:

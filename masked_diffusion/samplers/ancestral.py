@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from masked_diffusion import schedule
-from masked_diffusion.samplers.base import RowBatch, Sampler
-from masked_diffusion.samplers.config import Confidence, SamplerConfig
+from masked_diffusion.samplers.base import RowBatch
+from masked_diffusion.samplers.config import SamplerConfig
+from masked_diffusion.samplers.origin import Origin
 
 
-class Ancestral(Sampler):
+class Ancestral(Origin):
     """Takes num_steps - 1 steps of the posterior, and removes what noise is left with the last.
 
     From time t to s a masked position stays masked with probability s / t and else becomes a
@@ -23,7 +24,6 @@ class Ancestral(Sampler):
     num_steps counts the posterior's steps alone.
     """
 
-    confidence: Confidence = "probability"
     ends_greedily = True
 
     def times(self, config: SamplerConfig) -> Tensor:
@@ -32,29 +32,12 @@ class Ancestral(Sampler):
             return torch.ones(1)
         return schedule.timesteps(config.num_steps - 1, eps=config.eps)
 
-    def positions_to_decide(
-        self, rows: RowBatch, config: SamplerConfig, *, mask_token_id: int
-    ) -> Tensor:
-        """Draws the positions that this step unmasks."""
+    def fractions(self, rows: RowBatch, config: SamplerConfig) -> Tensor:
+        """Gives 1 - s / t of each row's step, and 1 at the last."""
         pairs = zip(rows.step_B.tolist(), rows.num_steps_B.tolist(), strict=True)
-        fractions_B = torch.tensor(
+        return torch.tensor(
             [_unmask_fraction(step, num_steps, eps=config.eps) for step, num_steps in pairs]
         )
-        transfer_BL = rows.uniforms("order") < fractions_B[:, None]
-        return rows.masked(mask_token_id=mask_token_id) & transfer_BL
-
-    def update(
-        self,
-        rows: RowBatch,
-        config: SamplerConfig,
-        *,
-        mask_token_id: int,
-        decided_BL: Tensor,
-        tokens_BL: Tensor,
-        confidence_BL: Tensor,
-    ) -> Tensor:
-        """Fills the drawn positions."""
-        return torch.where(decided_BL, tokens_BL, rows.x_BL)
 
 
 def _unmask_fraction(step: int, num_steps: int, *, eps: float) -> float:

@@ -3,11 +3,14 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from masked_diffusion import schedule
 from masked_diffusion.randomness import keyed_uniforms_batch
 from masked_diffusion.samplers.config import Confidence, SamplerConfig
+from masked_diffusion.samplers.draw import DecidedPositions
+from masked_diffusion.samplers.tokens import TokenSamples, sample_tokens
 
 
 @dataclass(kw_only=True)
@@ -43,6 +46,16 @@ class RowBatch:
             stream=stream,
         )
 
+    def decided(self, decided_BL: Tensor) -> DecidedPositions:
+        """Gathers what a draw may look at."""
+        counts_B = decided_BL.sum(-1)
+        return DecidedPositions(
+            uniforms_M=self.uniforms("token")[decided_BL],
+            token_ids_M=self.x_BL[decided_BL],
+            step_M=self.step_B.repeat_interleave(counts_B),
+            num_steps_M=self.num_steps_B.repeat_interleave(counts_B),
+        )
+
 
 class Sampler(ABC):
     """The rule that picks what to unmask (and remask) at a step. Stateless and pure."""
@@ -66,7 +79,26 @@ class Sampler(ABC):
             [B, L] bool. A row with none keeps its state at this step and needs no forward.
         """
 
-    @abstractmethod
+    def draw(
+        self, logits_MV: Tensor, *, config: SamplerConfig, positions: DecidedPositions
+    ) -> TokenSamples:
+        """Draws a token per decided position, from the denoiser's distribution unless overridden.
+
+        Args:
+            logits_MV: As for `sample_tokens`, of the same M positions.
+            config: As given to `positions_to_decide`.
+            positions: What else is known of them.
+        """
+        return sample_tokens(
+            logits_MV,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            confidence=self.confidence,
+            uniforms_M=positions.uniforms_M,
+            greedy_M=positions.is_last.to(logits_MV.device) if self.ends_greedily else None,
+        )
+
     def update(
         self,
         rows: RowBatch,
@@ -77,7 +109,7 @@ class Sampler(ABC):
         tokens_BL: Tensor,
         confidence_BL: Tensor,
     ) -> Tensor:
-        """Takes the step.
+        """Takes the step: every drawn token in its place, unless overridden.
 
         Args:
             rows: As given to `positions_to_decide`; not changed.
@@ -91,3 +123,4 @@ class Sampler(ABC):
         Returns:
             [B, L] int64, the next state; a new tensor.
         """
+        return torch.where(decided_BL, tokens_BL, rows.x_BL)

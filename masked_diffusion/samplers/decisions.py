@@ -8,7 +8,6 @@ from torch import Tensor
 
 from masked_diffusion.samplers.base import RowBatch, Sampler
 from masked_diffusion.samplers.config import SamplerConfig
-from masked_diffusion.samplers.draw import decided_positions, draw_tokens
 from masked_diffusion.samplers.tokens import TokenSamples
 
 
@@ -40,12 +39,12 @@ def decide(
         logits_chunks: [chunk, V] float32 each, of the M positions in row-major order, so that
             [M, V] is never whole.
     """
-    positions = decided_positions(rows, decided_BL)
+    positions = rows.decided(decided_BL)
     samples: list[TokenSamples] = []
     offset = 0
     for logits_MV in logits_chunks:
         chunk = slice(offset, offset + len(logits_MV))
-        samples.append(draw_tokens(sampler, logits_MV, config=config, positions=positions[chunk]))
+        samples.append(sampler.draw(logits_MV, config=config, positions=positions[chunk]))
         offset = chunk.stop
     tokens_BL = torch.zeros_like(rows.x_BL)
     confidence_BL = torch.zeros(rows.x_BL.shape)

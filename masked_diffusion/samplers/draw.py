@@ -1,13 +1,8 @@
-"""Draws the tokens of a step: from the denoiser's distribution, or as the sampler itself says."""
+"""What a sampler may look at when it draws the tokens of a step."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from torch import Tensor
-
-from masked_diffusion.samplers.base import RowBatch, Sampler
-from masked_diffusion.samplers.config import SamplerConfig
-from masked_diffusion.samplers.tokens import TokenSamples, sample_tokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,42 +30,3 @@ class DecidedPositions:
             step_M=self.step_M[part],
             num_steps_M=self.num_steps_M[part],
         )
-
-
-@runtime_checkable
-class DrawingSampler(Protocol):
-    """A sampler whose tokens come from another distribution than the denoiser's alone."""
-
-    def draw(
-        self, logits_MV: Tensor, *, config: SamplerConfig, positions: DecidedPositions
-    ) -> TokenSamples:
-        """Draws a token per position; logits as for `sample_tokens`, of the same M positions."""
-        ...
-
-
-def decided_positions(rows: RowBatch, decided_BL: Tensor) -> DecidedPositions:
-    """Gathers what a draw may look at."""
-    counts_B = decided_BL.sum(-1)
-    return DecidedPositions(
-        uniforms_M=rows.uniforms("token")[decided_BL],
-        token_ids_M=rows.x_BL[decided_BL],
-        step_M=rows.step_B.repeat_interleave(counts_B),
-        num_steps_M=rows.num_steps_B.repeat_interleave(counts_B),
-    )
-
-
-def draw_tokens(
-    sampler: Sampler, logits_MV: Tensor, *, config: SamplerConfig, positions: DecidedPositions
-) -> TokenSamples:
-    """Draws a token per position, on the device of the logits."""
-    if isinstance(sampler, DrawingSampler):
-        return sampler.draw(logits_MV, config=config, positions=positions)
-    return sample_tokens(
-        logits_MV,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        confidence=sampler.confidence,
-        uniforms_M=positions.uniforms_M,
-        greedy_M=positions.is_last.to(logits_MV.device) if sampler.ends_greedily else None,
-    )

@@ -48,19 +48,6 @@ class Multinomial(Sampler):
         token_ids_M = invert_cdf(p_MV, positions.uniforms_M.to(device))
         return TokenSamples(token_ids_M, p_MV.gather(-1, token_ids_M[:, None])[:, 0].float())
 
-    def update(
-        self,
-        rows: RowBatch,
-        config: SamplerConfig,
-        *,
-        mask_token_id: int,
-        decided_BL: Tensor,
-        tokens_BL: Tensor,
-        confidence_BL: Tensor,
-    ) -> Tensor:
-        """Puts every drawn token in place."""
-        return torch.where(decided_BL, tokens_BL, rows.x_BL)
-
 
 def posterior(
     x0_MV: Tensor, token_ids_M: Tensor, *, t_M: Tensor, s_M: Tensor, support_MV: Tensor

@@ -1,6 +1,5 @@
 """Ancestral sampling: every masked position is unmasked independently of what the denoiser says."""
 
-import torch
 from torch import Tensor
 
 from masked_diffusion.samplers.base import RowBatch, Sampler
@@ -23,19 +22,9 @@ class Origin(Sampler):
         self, rows: RowBatch, config: SamplerConfig, *, mask_token_id: int
     ) -> Tensor:
         """Draws the positions that this step unmasks."""
-        fractions_B = unmask_fractions_at(rows.step_B, rows.num_steps_B, eps=config.eps)
-        transfer_BL = rows.uniforms("order") < fractions_B[:, None]
+        transfer_BL = rows.uniforms("order") < self.fractions(rows, config)[:, None]
         return rows.masked(mask_token_id=mask_token_id) & transfer_BL
 
-    def update(
-        self,
-        rows: RowBatch,
-        config: SamplerConfig,
-        *,
-        mask_token_id: int,
-        decided_BL: Tensor,
-        tokens_BL: Tensor,
-        confidence_BL: Tensor,
-    ) -> Tensor:
-        """Fills the drawn positions."""
-        return torch.where(decided_BL, tokens_BL, rows.x_BL)
+    def fractions(self, rows: RowBatch, config: SamplerConfig) -> Tensor:
+        """Gives the probability that a masked position of a row is unmasked: [B] float32."""
+        return unmask_fractions_at(rows.step_B, rows.num_steps_B, eps=config.eps)

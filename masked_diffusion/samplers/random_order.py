@@ -27,16 +27,3 @@ class RandomOrder(Sampler):
         step = block_step(rows, config, mask_token_id=mask_token_id)
         keys_BL = rows.uniforms("order").masked_fill(~step.candidates_BL, -torch.inf)
         return ranked_first(keys_BL, step.counts_B, descending=True) & step.candidates_BL
-
-    def update(
-        self,
-        rows: RowBatch,
-        config: SamplerConfig,
-        *,
-        mask_token_id: int,
-        decided_BL: Tensor,
-        tokens_BL: Tensor,
-        confidence_BL: Tensor,
-    ) -> Tensor:
-        """Fills the drawn positions."""
-        return torch.where(decided_BL, tokens_BL, rows.x_BL)
