@@ -81,6 +81,26 @@ def trajectory_request(
     )
 
 
+def resumed_after(
+    request: pb.SampleTrajectoriesRequest,
+    last: codec.StepTargets,
+    *,
+    frozen: np.ndarray,
+    forwards_per_step: int = 1,
+) -> pb.SampleTrajectoriesRequest:
+    """The request for the rest of its one sequence, after the last record that arrived."""
+    assert last.state is not None and last.unmask_steps is not None
+    resumed = pb.SampleTrajectoriesRequest()
+    resumed.CopyFrom(request)
+    resumed.start_states.token_ids = last.state.astype("<i4").tobytes()
+    resumed.frozen = frozen.astype(np.uint8).tobytes()
+    resumed.resume.start_steps.append(last.step)
+    resumed.resume.last_collected_steps.append(last.step)
+    resumed.resume.unmask_steps = last.unmask_steps.astype("<i4").tobytes()
+    resumed.resume.num_forwards.append(last.num_forwards - forwards_per_step)
+    return resumed
+
+
 def num_tokens(request: pb.ScoreStatesRequest | pb.SampleTrajectoriesRequest) -> int:
     """Tokens of all its sequences."""
     if isinstance(request, pb.ScoreStatesRequest):

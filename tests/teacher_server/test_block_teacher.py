@@ -12,6 +12,7 @@ from masked_diffusion.families import Denoiser
 from masked_diffusion.samplers import SamplerConfig
 from masked_diffusion.sampling import sample
 from protos import teacher_pb2 as pb
+from student_trainer.wire import sequences_message
 from teacher_server import names
 from tests import servers
 from tests.fixtures.block_diffusion import FIXTURES
@@ -104,3 +105,25 @@ def test_guided_and_plain_trajectories_at_once_are_those_of_the_in_process_loop(
             assert np.array_equal(calls.int32(ends[sequence_id].token_ids), ids_L)
             assert not (ids_L == denoiser.info.mask_token_id).any()
     assert running.engine.load().num_live_rows == 0
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_resumed_trajectory_ends_as_the_whole_one_without_its_cached_blocks(
+    algorithm: str, running: servers.RunningServer, denoiser: Denoiser
+) -> None:
+    start = _starts(denoiser)[0]
+    request = _request(denoiser, algorithm, 0.0)
+    request.start_states.CopyFrom(sequences_message([0], [start]))
+    del request.seeds[1:]
+    request.capture.kind, request.capture.every_n_steps = pb.CAPTURE_KIND_EVERY_N, 1
+    frozen = start != denoiser.info.mask_token_id
+    with calls.connect(running.address) as stub:
+        whole = calls.collect(stub.SampleTrajectories(request))
+        for index, last in enumerate(whole.targets):
+            resumed = calls.resumed_after(request, last, frozen=frozen)
+            rest = calls.collect(stub.SampleTrajectories(resumed))
+            left = whole.targets[index + 1 :]
+            assert [record.state_digest for record in rest.targets] == [
+                record.state_digest for record in left
+            ]
+            assert rest.trajectories[0].token_ids == whole.trajectories[0].token_ids

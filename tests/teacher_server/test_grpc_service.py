@@ -493,17 +493,9 @@ def test_a_resumed_request_returns_exactly_the_rest(
     )
     with connect(shared.address) as stub:
         whole = collect(stub.SampleTrajectories(request))
-        frozen = (start != tiny_denoiser.info.mask_token_id).astype(np.uint8).tobytes()
+        frozen = start != tiny_denoiser.info.mask_token_id
         for index, last in enumerate(whole.targets):
-            assert last.state is not None and last.unmask_steps is not None
-            resumed = pb.SampleTrajectoriesRequest()
-            resumed.CopyFrom(request)
-            resumed.start_states.token_ids = last.state.astype("<i4").tobytes()
-            resumed.frozen = frozen
-            resumed.resume.start_steps.append(last.step)
-            resumed.resume.last_collected_steps.append(last.step)
-            resumed.resume.unmask_steps = last.unmask_steps.astype("<i4").tobytes()
-            resumed.resume.num_forwards.append(last.num_forwards - 1)
+            resumed = calls.resumed_after(request, last, frozen=frozen)
             rest = collect(stub.SampleTrajectories(resumed))
             left = whole.targets[index + 1 :]
             assert [record.step for record in rest.targets] == [record.step for record in left]

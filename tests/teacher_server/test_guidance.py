@@ -138,21 +138,13 @@ def test_a_resumed_guided_trajectory_counts_two_forwards_a_step(
 ) -> None:
     # Fewer masks than steps, so that some collected steps are idle.
     start = calls.make_state(denoiser.info, length=14, num_masked=5)
-    frozen = (start != denoiser.info.mask_token_id).astype(np.uint8).tobytes()
+    frozen = start != denoiser.info.mask_token_id
     request = _request(algorithm, [start], capture=EVERY_STEP)
     with connect(running.address) as stub:
         whole = collect(stub.SampleTrajectories(request))
         assert [record.num_forwards % 2 for record in whole.targets] == [0] * len(whole.targets)
         for index, last in enumerate(whole.targets):
-            assert last.state is not None and last.unmask_steps is not None
-            resumed = pb.SampleTrajectoriesRequest()
-            resumed.CopyFrom(request)
-            resumed.start_states.token_ids = last.state.astype("<i4").tobytes()
-            resumed.frozen = frozen
-            resumed.resume.start_steps.append(last.step)
-            resumed.resume.last_collected_steps.append(last.step)
-            resumed.resume.unmask_steps = last.unmask_steps.astype("<i4").tobytes()
-            resumed.resume.num_forwards.append(last.num_forwards - 2)
+            resumed = calls.resumed_after(request, last, frozen=frozen, forwards_per_step=2)
             rest = collect(stub.SampleTrajectories(resumed))
             left = whole.targets[index + 1 :]
             assert [(r.step, r.num_forwards) for r in rest.targets] == [
