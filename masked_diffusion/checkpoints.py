@@ -3,9 +3,11 @@
 import copy
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from masked_diffusion import pretrained
@@ -110,12 +112,20 @@ def new_denoiser(
     return _wrap(family, model, tokenizer, name=name, mask_token_id=mask_token_id).train()
 
 
-def save_denoiser(denoiser: Denoiser, folder: str | os.PathLike[str]) -> None:
+def save_denoiser(
+    denoiser: Denoiser,
+    folder: str | os.PathLike[str],
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Saves an ordinary Hugging Face folder: safetensors, config and tokenizer.
 
     The config says what the reader cannot guess: mask_token_id, logit_alignment and
     is_causal = false. The folder is written beside its place and then renamed, so nobody sees
     half of it; an older checkpoint there is replaced.
+
+    Args:
+        weights: Instead of the denoiser's own, which may be one rank's share; tied ones once.
 
     Raises:
         ValueError: the folder holds something else than a checkpoint, or is a file.
@@ -125,7 +135,7 @@ def save_denoiser(denoiser: Denoiser, folder: str | os.PathLike[str]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         fresh = Path(scratch) / "new"
-        denoiser.model.save_pretrained(fresh)
+        denoiser.model.save_pretrained(fresh, state_dict=None if weights is None else dict(weights))
         if denoiser.tokenizer is not None:
             denoiser.tokenizer.save_pretrained(fresh)
         _share_mode(fresh)

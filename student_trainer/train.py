@@ -36,6 +36,7 @@ from student_trainer.states import (
 from student_trainer.student import StudentSpec, TeacherFacts, build_student, check_vocabulary
 from student_trainer.targets import RemoteTeacher, TargetCounters
 from student_trainer.teacher_process import TeacherProcess, TeacherStartError
+from student_trainer.trackers import new_trackers
 from student_trainer.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -52,12 +53,19 @@ def run(config: Config, parallel: Parallel) -> None:
     spec = _student_spec(config)
     global_batch_size = _global_batch_size(config, parallel)
     output_dir = Path(config.train.output_dir)
+    config_text = config_file.to_yaml(config)
     if parallel.is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "config.yaml").write_text(config_file.to_yaml(config), encoding="utf-8")
+        (output_dir / "config.yaml").write_text(config_text, encoding="utf-8")
+    if config.train.enable_full_determinism:
+        torch.use_deterministic_algorithms(True)
     with contextlib.ExitStack() as stack:
         teacher = _connect(config, parallel, stack)
-        denoiser = build_student(spec, device=parallel.device, dtype=_WEIGHT_DTYPE)
+        # Sharding moves each rank's share to its device; the whole student never goes there.
+        is_sharded = parallel.has_group and config.train.data_parallel_mode != "ddp"
+        denoiser = build_student(
+            spec, device="cpu" if is_sharded else parallel.device, dtype=_WEIGHT_DTYPE
+        )
         if teacher is not None:
             _check_fits(denoiser, teacher, config)
         reader = _reader(
@@ -68,7 +76,13 @@ def run(config: Config, parallel: Parallel) -> None:
             config.train.num_train_epochs * len(reader.dataset) / reader.plan.global_batch_size
         )
         trainer = Trainer(
-            config, denoiser, parallel, num_steps=num_steps, facts=_facts(reader, teacher)
+            config,
+            denoiser,
+            parallel,
+            num_steps=num_steps,
+            facts=_facts(reader, teacher),
+            config_text=config_text,
+            teacher_head=None if teacher is None else teacher.sharded_head,
         )
         _announce(denoiser, reader, teacher, num_steps, parallel)
         prefetcher: Prefetcher[MicroStep, list[StateBatch]] = Prefetcher(
@@ -85,16 +99,21 @@ def run(config: Config, parallel: Parallel) -> None:
                     num_steps=num_steps,
                     first_step=trainer.first_step,
                     log_every_n_steps=config.train.log_every_n_steps,
+                    trackers=new_trackers(
+                        config.train,
+                        dataclasses.asdict(config),
+                        first_step=trainer.first_step,
+                    ),
                 )
             )
         stack.enter_context(prefetcher)
-        trainer.train(
+        is_done = trainer.train(
             iter(prefetcher),
             num_micro_steps=reader.num_micro_steps,
             counters=lambda: TargetCounters() if teacher is None else teacher.counters,
             log=log,
         )
-        if config.train.save_hf_weights:
+        if is_done and config.train.save_hf_weights:
             folder = trainer.export()
             logger.info("exported folder=%s", folder)
 
@@ -136,6 +155,9 @@ def _connect(
             alg_temp=distill.diffusion_alg_temp,
         ),
         device=parallel.device,
+        head_shards=(parallel.rank, parallel.world_size)
+        if parallel.has_group and config.train.data_parallel_mode != "ddp"
+        else None,
     )
 
 
@@ -237,14 +259,16 @@ def _reader(
             f"{denoiser.info.max_length}; lower it, or raise max_position_embeddings"
         )
     cache = config.data.cache_dir or str(Path(config.train.output_dir) / "data_cache")
-    dataset: TokenizedDataset = load_dataset(
-        config.data.train_path,
-        text_keys=config.data.text_keys,
-        tokenizer=denoiser.tokenizer,
-        max_seq_len=config.data.max_seq_len,
-        min_chunk_tokens=config.data.min_chunk_tokens,
-        cache_folder=Path(cache),
-    )
+    # The others read the cache that the first rank of their machine has written.
+    with parallel.first_of_node_goes_first():
+        dataset: TokenizedDataset = load_dataset(
+            config.data.train_path,
+            text_keys=config.data.text_keys,
+            tokenizer=denoiser.tokenizer,
+            max_seq_len=config.data.max_seq_len,
+            min_chunk_tokens=config.data.min_chunk_tokens,
+            cache_folder=Path(cache),
+        )
     return BatchReader(
         dataset=dataset,
         plan=BatchPlan(
