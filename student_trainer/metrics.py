@@ -59,7 +59,8 @@ class StepMetrics:
     def record(self) -> dict[str, float]:
         """All numbers by name, on one level."""
         numbers = dataclasses.asdict(self)
-        return numbers | {"tokens_per_s": self.tokens_per_s} | numbers.pop("loss_by_time")
+        by_time = numbers.pop("loss_by_time")
+        return numbers | {"tokens_per_s": self.tokens_per_s} | by_time
 
     def line(self) -> str:
         """Key=value text for the terminal."""

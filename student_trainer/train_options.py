@@ -114,6 +114,6 @@ class TrackerOptions:
     use_wandb: bool = False
     """Send metrics to Weights & Biases (needs wandb)."""
     wandb_project: str = "dllm-distill"
-    """W&B project."""
+    """Project of the W&B run."""
     wandb_name: str | None = None
     """Name of the W&B run; None = W&B's choice."""
