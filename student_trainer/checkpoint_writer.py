@@ -110,13 +110,18 @@ class CheckpointWriter:
 
     def _write(self, state: Any, step: int) -> None:
         scratch = self._folder / f".step-{step}.partial"
-        with one_process_allowed():
-            dcp.save(
-                state,
-                checkpoint_id=scratch,
-                process_group=self._group,
-                no_dist=self._group is None,
-            )
+        try:
+            with one_process_allowed():
+                dcp.save(
+                    state,
+                    checkpoint_id=scratch,
+                    process_group=self._group,
+                    no_dist=self._group is None,
+                )
+        except dcp.CheckpointException as error:
+            # Of torch's own kind, which `except Exception` does not see.
+            reason, _ = next(iter(error.failures.values()))
+            raise OSError(f"cannot write the checkpoint {scratch}: {reason}") from error
         if self._parallel.is_main:
             self._publish(scratch, self._folder / f"step-{step}")
             self._prune()
