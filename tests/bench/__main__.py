@@ -37,6 +37,7 @@ class Bench(Protocol):
 BENCHES: dict[str, str] = {
     "parity": "tests.bench.parity",
     "overhead": "tests.bench.overhead",
+    "resume": "tests.bench.resume",
 }
 
 
