@@ -128,7 +128,11 @@ def _connect(
     if not address:
         assert distill.teacher_model_path is not None
         address = _start_local_teacher(
-            distill.teacher_model_path, Path(config.train.output_dir), parallel, stack
+            distill.teacher_model_path,
+            Path(config.train.output_dir),
+            parallel,
+            stack,
+            extra_arguments=["--deterministic"] if config.train.enable_full_determinism else [],
         )
     client = stack.enter_context(
         TeacherClient(
@@ -162,14 +166,20 @@ def _connect(
 
 
 def _start_local_teacher(
-    model: str, output_dir: Path, parallel: Parallel, stack: contextlib.ExitStack
+    model: str,
+    output_dir: Path,
+    parallel: Parallel,
+    stack: contextlib.ExitStack,
+    *,
+    extra_arguments: Sequence[str] = (),
 ) -> str:
     """One server a node, started by its first rank; every rank learns its own node's address."""
     address, failure = "", ""
     if parallel.local_rank == 0:
         log_path = output_dir / f"teacher_server_{parallel.rank}.log"
         try:
-            address = stack.enter_context(TeacherProcess(model, log_path=log_path)).address
+            process = TeacherProcess(model, log_path=log_path, extra_arguments=extra_arguments)
+            address = stack.enter_context(process).address
         except TeacherStartError as error:
             failure = str(error)
     answers = parallel.gather((address, failure))

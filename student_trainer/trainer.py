@@ -156,9 +156,10 @@ class Trainer:
             if use_average:
                 assert self._average is not None
                 stack.enter_context(self._average.swapped())
+            # Written before the weights come back: on the CPU these are the parameters themselves.
             weights = full_weights(self._denoiser)
-        if self._parallel.is_main:
-            checkpoints.save_denoiser(self._denoiser, folder, weights=weights)
+            if self._parallel.is_main:
+                checkpoints.save_denoiser(self._denoiser, folder, weights=weights)
         return folder
 
     def _resume(self, folder: Path, facts: Mapping[str, int | str]) -> int:
