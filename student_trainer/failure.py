@@ -48,6 +48,8 @@ class FailureWatch:
                 self._end()
             self._tell(str(error))
         self._closed.set()
+        # Before the store goes: its end must not look like a failure to the last look at it.
+        self._thread.join()
 
     def _tell(self, message: str) -> None:
         self._store.set(_KEY, f"{self._rank}\n{' '.join(message.split())}")

@@ -94,7 +94,7 @@ def distillation_loss(
         None if config.alpha == 0.0 else targets,
         vocabulary,
         config,
-        _time_buckets(torch.ones_like(weights_M) if t_M is None else t_M),
+        t_M,
     )
     batch.check(hidden_MD, head_weight, normalizer)
     plan = ChunkPlan(
@@ -122,7 +122,7 @@ class _Batch:
     targets: Targets | None
     vocabulary: Vocabulary
     config: LossConfig
-    buckets_M: Tensor
+    t_M: Tensor | None
 
     def check(self, hidden_MD: Tensor, head_weight: Tensor, normalizer: float) -> None:
         self._check_what_is_needed()
@@ -180,9 +180,10 @@ class _Batch:
 
     def _by_time(self, ce_M: Tensor, kd_M: Tensor, rows: slice) -> Tensor:
         values_3M = torch.stack([torch.ones_like(ce_M), ce_M, kd_M])
+        t_M = torch.ones_like(ce_M) if self.t_M is None else self.t_M[rows]
         # One-hot and not index_add, whose order of additions a GPU does not keep.
         ranges_N = torch.arange(NUM_TIME_BUCKETS, device=ce_M.device)
-        chosen_MN = (self.buckets_M[rows].unsqueeze(-1) == ranges_N).to(ce_M.dtype)
+        chosen_MN = (_time_buckets(t_M).unsqueeze(-1) == ranges_N).to(ce_M.dtype)
         return (values_3M @ chosen_MN).flatten()
 
     def _divergence(self, targets: Targets, student_MV: Tensor, rows: slice) -> Tensor:

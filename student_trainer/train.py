@@ -82,7 +82,8 @@ def run(config: Config, parallel: Parallel) -> None:
             num_steps=num_steps,
             facts=_facts(reader, teacher),
             config_text=config_text,
-            teacher_head=None if teacher is None else teacher.sharded_head,
+            # Only what comes over the network has a head to divide.
+            teacher_head=teacher.sharded_head if isinstance(teacher, RemoteTeacher) else None,
         )
         _announce(denoiser, reader, teacher, num_steps, parallel)
         prefetcher: Prefetcher[MicroStep, list[StateBatch]] = Prefetcher(
