@@ -4,10 +4,11 @@ import copy
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -211,12 +212,20 @@ def new_denoiser(
     return _wrap(family, model, tokenizer, name=name, mask_token_id=mask_token_id).train()
 
 
-def save_denoiser(denoiser: Denoiser, folder: str | os.PathLike[str]) -> None:
+def save_denoiser(
+    denoiser: Denoiser,
+    folder: str | os.PathLike[str],
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Saves an ordinary Hugging Face folder: safetensors, config and tokenizer.
 
     The config says what the reader cannot guess: mask_token_id, logit_alignment and
     is_causal = false. The folder is written beside its place and then renamed, so nobody sees
     half of it; an older checkpoint there is replaced.
+
+    Args:
+        weights: Instead of the denoiser's own, which may be one rank's share; tied ones once.
 
     Raises:
         ValueError: the folder holds something else than a checkpoint, or is a file; or the
@@ -234,7 +243,11 @@ def save_denoiser(denoiser: Denoiser, folder: str | os.PathLike[str]) -> None:
         fresh = Path(scratch) / "new"
         # By default a model is saved under the names that it was loaded from; the config that is
         # saved beside it belongs to transformers' own.
-        denoiser.model.save_pretrained(fresh, save_original_format=False)
+        denoiser.model.save_pretrained(
+            fresh,
+            state_dict=None if weights is None else dict(weights),
+            save_original_format=False,
+        )
         if denoiser.tokenizer is not None:
             denoiser.tokenizer.save_pretrained(fresh)
         _share_mode(fresh)

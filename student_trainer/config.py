@@ -10,20 +10,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from masked_diffusion.samplers.config import Algorithm, SamplerConfig
+from student_trainer.config_checks import require as _require
+from student_trainer.config_checks import require_at_least as _require_at_least
 from student_trainer.losses import LossConfig
+from student_trainer.train_options import (
+    CheckpointOptions,
+    ShardingOptions,
+    TrackerOptions,
+    UpdateOptions,
+)
 
 Scalar = int | float | bool | str
-
-
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
-
-
-def _require_at_least(least: int, section: str, owner: object, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        _require(value is None or value >= least, f"{section}.{name}", value, f">= {least}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +66,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
+class TrainConfig(ShardingOptions, CheckpointOptions, UpdateOptions, TrackerOptions):
     """How the student is trained."""
 
     output_dir: str = ""
@@ -84,13 +81,15 @@ class TrainConfig:
     num_train_epochs: float = 1.0
     """Passes over the data, where max_steps is not given."""
     lr: float = 3e-4
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     lr_min: float = 0.0
     """Learning rate at the end of the decay."""
     lr_warmup_ratio: float = 0.02
     """Share of the steps in which the rate rises from 0."""
-    lr_decay_style: Literal["cosine", "linear", "constant"] = "cosine"
-    """How it falls afterwards."""
+    lr_decay_style: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How it falls afterwards; wsd (warm-up, stable, decay) stays and falls linearly at the end."""
+    lr_decay_ratio: float = 0.2
+    """wsd: share of the steps in which it falls."""
     weight_decay: float = 0.01
     """Decoupled weight decay of matrices; norms and biases have none."""
     max_grad_norm: float = 1.0
@@ -111,21 +110,16 @@ class TrainConfig:
     """Keys the initial weights, the order of the data, every mask and the teacher's draws."""
     log_every_n_steps: int = 10
     """Steps between lines of progress where the output is no terminal."""
-    ckpt_manager: Literal["dcp", "none"] = "dcp"
-    """dcp writes torch distributed checkpoints every save_steps and reads load_checkpoint_path;
-    none does neither."""
-    save_steps: int = 0
-    """Steps between checkpoints, the last step's among them; 0 = no checkpoint."""
-    load_checkpoint_path: str | None = None
-    """Checkpoint folder to go on from, output_dir/checkpoints/step-N of an earlier run."""
     save_hf_weights: bool = True
     """Export the student as a Hugging Face folder, output_dir/hf_ckpt, at the end."""
 
     def __post_init__(self) -> None:
+        for part in (ShardingOptions, CheckpointOptions, UpdateOptions):
+            part.__post_init__(self)
         _require(bool(self.output_dir), "train.output_dir", self.output_dir, "given")
         sizes = ("micro_batch_size", "global_batch_size", "max_steps", "log_every_n_steps")
         _require_at_least(1, "train", self, *sizes)
-        _require_at_least(0, "train", self, "weight_decay", "max_grad_norm", "save_steps")
+        _require_at_least(0, "train", self, "weight_decay", "max_grad_norm")
         _require(self.num_train_epochs > 0, "train.num_train_epochs", self.num_train_epochs, "> 0")
         _require(self.lr > 0, "train.lr", self.lr, "> 0")
         _require(
@@ -138,15 +132,17 @@ class TrainConfig:
             "in [0, 1)",
         )
         _require(
+            0 < self.lr_decay_ratio <= 1,
+            "train.lr_decay_ratio",
+            self.lr_decay_ratio,
+            "in (0, 1]",
+        )
+        _require(
             0 < self.t_min < self.t_max <= 1,
             "train.t_min, train.t_max",
             (self.t_min, self.t_max),
             "0 < t_min < t_max <= 1",
         )
-        if self.ckpt_manager == "none":
-            for name in ("save_steps", "load_checkpoint_path"):
-                value = getattr(self, name)
-                _require(not value, f"train.{name}", value, "unset with train.ckpt_manager=none")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

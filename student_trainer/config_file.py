@@ -162,6 +162,14 @@ def _messages(error: pydantic.ValidationError) -> list[str]:
 
 
 def _field_docs(config_class: type) -> dict[str, str]:
+    """The text under each field, those of the classes it builds on among them."""
+    docs: dict[str, str] = {}
+    for owner in config_class.__mro__[:-1]:
+        docs |= _own_field_docs(owner)
+    return docs
+
+
+def _own_field_docs(config_class: type) -> dict[str, str]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(config_class)))
     (definition,) = tree.body
     assert isinstance(definition, ast.ClassDef)

@@ -6,6 +6,7 @@ are padding that nobody trained; the mask is never a prediction.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +40,14 @@ class Vocabulary:
         return self.vocab_size - 1
 
 
+class Head(Protocol):
+    """What turns the teacher's hidden states into its logits."""
+
+    def logits(self, hidden_MD: Tensor, *, vocab_size: int) -> Tensor:
+        """Returns [M, vocab_size], without a gradient."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class TeacherHead:
     """The teacher's output projection: logits = hidden @ weight.T + bias, then scaled and capped.
@@ -70,7 +79,7 @@ class HiddenTargets:
     """The teacher's last hidden states; the full distribution is formed here from its head."""
 
     hidden_MD: Tensor
-    head: TeacherHead
+    head: Head
 
     @property
     def num_positions(self) -> int:

@@ -22,6 +22,7 @@ from student_trainer.fused_linear import ChunkLoss, ChunkPlan, chunked_linear_lo
 from student_trainer.loss_config import LossConfig, normalizer_count, position_weights
 
 __all__ = [
+    "NUM_TIME_BUCKETS",
     "UNKNOWN_LABEL",
     "HiddenTargets",
     "LogitsTargets",
@@ -35,6 +36,9 @@ __all__ = [
     "normalizer_count",
     "position_weights",
 ]
+
+NUM_TIME_BUCKETS = 4
+"""Equal ranges of t in (0, 1] for which losses are reported apart."""
 
 UNKNOWN_LABEL = -100
 """Label of a position whose true token is unknown, as everywhere in torch and transformers."""
@@ -50,6 +54,9 @@ class LossParts:
     """Detached; None without labels."""
     kd: Tensor | None
     """Detached, with the temperature squared in it; None at alpha 0."""
+    by_time: Tensor
+    """[3 * NUM_TIME_BUCKETS], detached, of each range of t: positions, and the plain sums of the
+    cross-entropy and of the divergence (times the temperature squared) over them."""
 
 
 def distillation_loss(
@@ -63,6 +70,7 @@ def distillation_loss(
     targets: Targets | None,
     config: LossConfig,
     normalizer: float,
+    t_M: Tensor | None = None,
 ) -> LossParts:
     """Computes the loss of M masked positions without ever holding all of their logits.
 
@@ -74,29 +82,36 @@ def distillation_loss(
         weights_M: From `position_weights`.
         targets: The teacher's distributions at the same positions; not looked at when alpha is 0.
         normalizer: The global sum of `normalizer_count`.
+        t_M: Mask probability of the state of each position, for `by_time`; None counts as 1.
 
     Raises:
         ValueError: If labels or targets are missing that `config` needs, sizes do not agree, or
             the normaliser is not positive although there are positions.
     """
     batch = _Batch(
-        labels_M, weights_M, None if config.alpha == 0.0 else targets, vocabulary, config
+        labels_M,
+        weights_M,
+        None if config.alpha == 0.0 else targets,
+        vocabulary,
+        config,
+        t_M,
     )
     batch.check(hidden_MD, head_weight, normalizer)
     plan = ChunkPlan(
         loss=batch.loss_of_chunk,
-        num_parts=2,
+        num_parts=2 + 3 * NUM_TIME_BUCKETS,
         vocabulary=vocabulary,
         max_chunk_elements=config.max_chunk_elements,
     )
     loss = chunked_linear_loss(hidden_MD, head_weight, head_bias, plan)
     # Zero positions everywhere give a zero normaliser: a zero loss then, not 0 / 0.
     divisor = normalizer if normalizer > 0 else 1.0
-    ce, kd = (loss.parts / divisor).unbind()
+    ce, kd = (loss.parts[:2] / divisor).unbind()
     return LossParts(
         total=loss.objective / divisor,
         ce=None if labels_M is None else ce,
         kd=None if batch.targets is None else kd,
+        by_time=loss.parts[2:],
     )
 
 
@@ -107,6 +122,7 @@ class _Batch:
     targets: Targets | None
     vocabulary: Vocabulary
     config: LossConfig
+    t_M: Tensor | None
 
     def check(self, hidden_MD: Tensor, head_weight: Tensor, normalizer: float) -> None:
         self._check_what_is_needed()
@@ -142,6 +158,7 @@ class _Batch:
         alpha, temperature = self.config.alpha, self.config.temperature
         weights_M = self.weights_M[rows].to(logits_MV.dtype)
         ce_sum = kd_sum = logits_MV.new_zeros(())
+        ce_M = divergence_M = logits_MV.new_zeros(len(weights_M))
         log_probs_MV = None
         if self.labels_M is not None:
             log_probs_MV = torch.log_softmax(logits_MV, dim=-1)
@@ -157,7 +174,17 @@ class _Batch:
             divergence_M = self._divergence(self.targets, log_probs_MV, rows)
             kd_sum = (weights_M * divergence_M).sum() * temperature**2
         objective = (1.0 - alpha) * ce_sum + alpha * kd_sum
-        return ChunkLoss(objective, torch.stack([ce_sum.detach(), kd_sum.detach()]))
+        sums = torch.stack([ce_sum.detach(), kd_sum.detach()])
+        by_time = self._by_time(ce_M.detach(), divergence_M.detach() * temperature**2, rows)
+        return ChunkLoss(objective, torch.cat([sums, by_time]))
+
+    def _by_time(self, ce_M: Tensor, kd_M: Tensor, rows: slice) -> Tensor:
+        values_3M = torch.stack([torch.ones_like(ce_M), ce_M, kd_M])
+        t_M = torch.ones_like(ce_M) if self.t_M is None else self.t_M[rows]
+        # One-hot and not index_add, whose order of additions a GPU does not keep.
+        ranges_N = torch.arange(NUM_TIME_BUCKETS, device=ce_M.device)
+        chosen_MN = (_time_buckets(t_M).unsqueeze(-1) == ranges_N).to(ce_M.dtype)
+        return (values_3M @ chosen_MN).flatten()
 
     def _divergence(self, targets: Targets, student_MV: Tensor, rows: slice) -> Tensor:
         divergence = get_divergence(self.config.divergence, jsd_beta=self.config.jsd_beta)
@@ -168,6 +195,11 @@ class _Batch:
             temperature=self.config.temperature,
         )
         return divergence(teacher, student)
+
+
+def _time_buckets(t_M: Tensor) -> Tensor:
+    """[M] int64: the range of t that each position is in."""
+    return ((t_M * NUM_TIME_BUCKETS).ceil().long() - 1).clamp(0, NUM_TIME_BUCKETS - 1)
 
 
 def _cross_entropy(log_probs_MV: Tensor, labels_M: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,13 +5,17 @@ import json
 import logging
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
+
+from student_trainer.trackers import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +49,18 @@ class StepMetrics:
     """Peak resident memory of a trainer process so far, the largest over ranks."""
     elapsed_s: float
     """Since training started."""
+    loss_by_time: Mapping[str, float] = field(default_factory=dict)
+    """Mean CE and KD of a position, not weighted, by quarters of t: ce_t0.25, kd_t0.25, ..."""
 
     @property
     def tokens_per_s(self) -> float:
         return self.num_tokens / self.step_s if self.step_s else 0.0
+
+    def record(self) -> dict[str, float]:
+        """All numbers by name, on one level."""
+        numbers = dataclasses.asdict(self)
+        by_time = numbers.pop("loss_by_time")
+        return numbers | {"tokens_per_s": self.tokens_per_s} | by_time
 
     def line(self) -> str:
         """Key=value text for the terminal."""
@@ -65,12 +77,17 @@ class MetricsLog:
     """
 
     def __init__(
-        self, path: Path, *, num_steps: int, first_step: int, log_every_n_steps: int
+        self,
+        path: Path,
+        *,
+        num_steps: int,
+        first_step: int,
+        log_every_n_steps: int,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = _lines_up_to(path, first_step) if first_step and path.exists() else []
-        self._file = path.open("w", encoding="utf-8")
-        self._file.writelines(kept)
+        self._trackers = trackers
+        self._path = path
+        self._file: TextIO | None = None
         self._num_steps = num_steps
         self._first_step = first_step
         self._every = log_every_n_steps
@@ -103,13 +120,21 @@ class MetricsLog:
     ) -> None:
         if self._progress is not None:
             self._progress.stop()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def add(self, metrics: StepMetrics) -> None:
         """Records one step."""
-        record = dataclasses.asdict(metrics) | {"tokens_per_s": metrics.tokens_per_s}
+        if self._file is None:
+            # Not before there is a step to write: a start that fails leaves the file as it is.
+            self._file = _reopen(self._path, kept_steps=self._first_step)
+        record = metrics.record()
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        for tracker in self._trackers:
+            tracker.add(metrics.step, record)
         if self._progress is not None:
             self._progress.update(self._task, completed=metrics.step, line=metrics.line())
         elif metrics.step % self._every == 0 or metrics.step == self._num_steps:
@@ -126,11 +151,25 @@ class MetricsLog:
         return (time.monotonic() - self._started_s) / done * (self._num_steps - step)
 
 
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    """The lines of the steps up to this one: a run that broke went further than its checkpoint."""
-    with path.open(encoding="utf-8") as file:
-        # Without its end, a line is what a process that was killed had written so far.
-        return [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= step]
+def _reopen(path: Path, *, kept_steps: int) -> TextIO:
+    """Opens the file behind the lines of the steps up to `kept_steps`, and drops the others.
+
+    A run that broke went further than its checkpoint.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = []
+    if kept_steps and path.exists():
+        with path.open(encoding="utf-8") as file:
+            # Without its end, a line is what a process that was killed had written so far.
+            lines = [line for line in file if line.endswith("\n")]
+        kept = [line for line in lines if json.loads(line)["step"] <= kept_steps]
+    # Renamed into place, so that no moment has fewer lines than were kept.
+    scratch = path.with_name(f".{path.name}.partial")
+    file = scratch.open("w", encoding="utf-8")
+    file.writelines(kept)
+    file.flush()
+    scratch.rename(path)
+    return file
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -1,6 +1,6 @@
 """The student and its loss as one module, so that data parallelism sees every parameter used."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,23 +10,34 @@ from student_trainer import losses
 from student_trainer.states import StateBatch
 
 
-@dataclass(frozen=True, eq=False)
-class Objective:
-    """Contribution of one batch of states; all divided by the global normaliser."""
+class Objective(NamedTuple):
+    """Contribution of one batch of states; all divided by the global normaliser.
+
+    A tuple, since FSDP looks for the tensors in what a module returns and knows those.
+    """
 
     total: Tensor
     ce: float
     kd: float
+    by_time: list[float]
+    """Of `LossParts.by_time`; not divided."""
 
 
 class DistillationObjective(nn.Module):
     """Runs the student on the states and applies the loss at the positions that carry it."""
 
     def __init__(
-        self, denoiser: Denoiser, config: losses.LossConfig, *, mixed_precision: bool = False
+        self,
+        denoiser: Denoiser,
+        config: losses.LossConfig,
+        *,
+        mixed_precision: bool = False,
+        device: torch.device | None = None,
     ) -> None:
+        """Computes on `device`, since offloaded weights lie elsewhere; None = where they are."""
         super().__init__()
         self.denoiser = denoiser
+        self._device = device or denoiser.device
         self._config = config
         self._mixed_precision = mixed_precision
         self._vocabulary = losses.Vocabulary(
@@ -39,7 +50,7 @@ class DistillationObjective(nn.Module):
         Args:
             normalizer: the global count of `losses.normalizer_count`; > 0.
         """
-        device = self.denoiser.device
+        device = self._device
         hidden_MD = self._hidden_states(batch)[batch.loss_BL.to(device)]
         parts = losses.distillation_loss(
             hidden_MD,
@@ -51,15 +62,17 @@ class DistillationObjective(nn.Module):
             targets=batch.targets,
             config=self._config,
             normalizer=normalizer,
+            t_M=_per_position(batch.t_B, batch).to(device),
         )
         return Objective(
             parts.total,
             0.0 if parts.ce is None else float(parts.ce),
             0.0 if parts.kd is None else float(parts.kd),
+            parts.by_time.tolist(),
         )
 
     def _hidden_states(self, batch: StateBatch) -> Tensor:
-        device = self.denoiser.device
+        device = self._device
         xt_BL = batch.xt_BL.to(device)
         mask_BL = padding_mask(batch.lengths_B, xt_BL.shape[1])
         is_blocked = self.denoiser.info.attention == "block_causal"
@@ -73,7 +86,13 @@ class DistillationObjective(nn.Module):
             )
 
     def _weights(self, batch: StateBatch) -> Tensor:
-        counts_B = batch.loss_BL.sum(-1)
-        t_M = batch.t_B.repeat_interleave(counts_B)
-        row_length_M = batch.num_maskable_B.repeat_interleave(counts_B)
-        return losses.position_weights(t_M, row_length_M, self._config)
+        return losses.position_weights(
+            _per_position(batch.t_B, batch),
+            _per_position(batch.num_maskable_B, batch),
+            self._config,
+        )
+
+
+def _per_position(values_B: Tensor, batch: StateBatch) -> Tensor:
+    """[M]: what its row has, for every position with a loss."""
+    return values_B.repeat_interleave(batch.loss_BL.sum(-1))

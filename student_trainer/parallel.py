@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+
+from student_trainer.failure import FailureWatch
 
 _T = TypeVar("_T")
 _TIMEOUT = timedelta(minutes=30)
@@ -29,6 +29,11 @@ class Parallel:
     def is_main(self) -> bool:
         """True on the rank that prints and writes."""
         return self.rank == 0
+
+    @property
+    def has_group(self) -> bool:
+        """True under torchrun, even with one rank."""
+        return dist.is_initialized()
 
     def sum(self, values: list[float]) -> list[float]:
         """Sums numbers over ranks, in float64."""
@@ -51,21 +56,14 @@ class Parallel:
         dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """Data parallel: gradients are averaged over ranks in the last backward of a step."""
-        if self.world_size == 1:
-            return module
-        device_ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True)
-
     @contextlib.contextmanager
-    def accumulate(self, module: nn.Module, *, is_last: bool) -> Iterator[None]:
-        """Keeps gradients local unless this is the last backward of the step."""
-        if is_last or not isinstance(module, DistributedDataParallel):
-            yield
-        else:
-            with module.no_sync():
-                yield
+    def first_of_node_goes_first(self) -> Iterator[None]:
+        """Lets the other ranks of a machine wait outside until its first one is through."""
+        if self.has_group and self.local_rank:
+            dist.barrier()
+        yield
+        if self.has_group and not self.local_rank:
+            dist.barrier()
 
 
 @contextlib.contextmanager
@@ -81,13 +79,12 @@ def start_parallel() -> Iterator[Parallel]:
         yield Parallel(device=device)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=_TIMEOUT)
-    try:
-        yield Parallel(
-            rank=dist.get_rank(),
-            world_size=dist.get_world_size(),
-            local_rank=local_rank,
-            device=device,
-        )
-    finally:
-        dist.destroy_process_group()
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+    dist.init_process_group(
+        backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=world_size
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(dist.destroy_process_group)
+        # A store of its own connection: a wait of the other one must not hold this one up.
+        stack.enter_context(FailureWatch(store.clone(), rank=rank))
+        yield Parallel(rank=rank, world_size=world_size, local_rank=local_rank, device=device)

@@ -12,6 +12,8 @@ from torch import Tensor
 from protos import codec, errors
 from student_trainer import losses, wire
 from student_trainer.client import TeacherClient
+from student_trainer.distributions import Head
+from student_trainer.teacher_head import ShardedTeacherHead
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +92,14 @@ class RemoteTeacher:
         spec: wire.TargetSpec,
         sampler: wire.SamplerSpec | None = None,
         device: torch.device | str = "cpu",
+        head_shards: tuple[int, int] | None = None,
     ) -> None:
+        """Asks what the teacher is and fetches its head, where the encoding needs it.
+
+        Args:
+            head_shards: this rank and the number of ranks that divide the head between them; None
+                keeps it whole.
+        """
         self._client = client
         self._spec = spec
         self._sampler = sampler
@@ -101,7 +110,15 @@ class RemoteTeacher:
                 f"encoding {spec.encoding!r} is not offered by {self.description.name}; offered: "
                 f"{', '.join(self.description.encodings)}"
             )
-        self._head = self._fetch_head() if spec.encoding == "hidden" else None
+        self._head: losses.TeacherHead | ShardedTeacherHead | None = None
+        self.sharded_head: ShardedTeacherHead | None = None
+        """The head, where ranks divide it: to be made whole around each step."""
+        if spec.encoding == "hidden":
+            self._head = self._fetch_head()
+            if head_shards is not None:
+                rank, world_size = head_shards
+                self.sharded_head = ShardedTeacherHead(self._head, rank=rank, world_size=world_size)
+                self._head = self.sharded_head
 
     @property
     def counters(self) -> TargetCounters:
@@ -204,7 +221,7 @@ def to_tensor(values: codec.Values) -> Tensor:
 def to_loss_targets(
     records: Sequence[codec.StepTargets],
     *,
-    head: losses.TeacherHead | None,
+    head: Head | None,
     temperature: float,
     device: torch.device | str = "cpu",
 ) -> losses.Targets:

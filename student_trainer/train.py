@@ -36,6 +36,7 @@ from student_trainer.states import (
 from student_trainer.student import StudentSpec, TeacherFacts, build_student, check_vocabulary
 from student_trainer.targets import RemoteTeacher, TargetCounters
 from student_trainer.teacher_process import TeacherProcess, TeacherStartError
+from student_trainer.trackers import new_trackers
 from student_trainer.trainer import Trainer
 from student_trainer.uniform import check_noise
 
@@ -53,12 +54,19 @@ def run(config: Config, parallel: Parallel) -> None:
     spec = _student_spec(config)
     global_batch_size = _global_batch_size(config, parallel)
     output_dir = Path(config.train.output_dir)
+    config_text = config_file.to_yaml(config)
     if parallel.is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "config.yaml").write_text(config_file.to_yaml(config), encoding="utf-8")
+        (output_dir / "config.yaml").write_text(config_text, encoding="utf-8")
+    if config.train.enable_full_determinism:
+        torch.use_deterministic_algorithms(True)
     with contextlib.ExitStack() as stack:
         teacher = _connect(config, parallel, stack)
-        denoiser = build_student(spec, device=parallel.device, dtype=_WEIGHT_DTYPE)
+        # Sharding moves each rank's share to its device; the whole student never goes there.
+        is_sharded = parallel.has_group and config.train.data_parallel_mode != "ddp"
+        denoiser = build_student(
+            spec, device="cpu" if is_sharded else parallel.device, dtype=_WEIGHT_DTYPE
+        )
         check_noise(denoiser.info, config)
         if teacher is not None:
             _check_fits(denoiser, teacher, config)
@@ -70,7 +78,14 @@ def run(config: Config, parallel: Parallel) -> None:
             config.train.num_train_epochs * len(reader.dataset) / reader.plan.global_batch_size
         )
         trainer = Trainer(
-            config, denoiser, parallel, num_steps=num_steps, facts=_facts(reader, teacher)
+            config,
+            denoiser,
+            parallel,
+            num_steps=num_steps,
+            facts=_facts(reader, teacher),
+            config_text=config_text,
+            # Only what comes over the network has a head to divide.
+            teacher_head=teacher.sharded_head if isinstance(teacher, RemoteTeacher) else None,
         )
         _announce(denoiser, reader, teacher, num_steps, parallel)
         prefetcher: Prefetcher[MicroStep, list[StateBatch]] = Prefetcher(
@@ -87,16 +102,21 @@ def run(config: Config, parallel: Parallel) -> None:
                     num_steps=num_steps,
                     first_step=trainer.first_step,
                     log_every_n_steps=config.train.log_every_n_steps,
+                    trackers=new_trackers(
+                        config.train,
+                        dataclasses.asdict(config),
+                        first_step=trainer.first_step,
+                    ),
                 )
             )
         stack.enter_context(prefetcher)
-        trainer.train(
+        is_done = trainer.train(
             iter(prefetcher),
             num_micro_steps=reader.num_micro_steps,
             counters=lambda: TargetCounters() if teacher is None else teacher.counters,
             log=log,
         )
-        if config.train.save_hf_weights:
+        if is_done and config.train.save_hf_weights:
             folder = trainer.export()
             logger.info("exported folder=%s", folder)
 
@@ -111,7 +131,11 @@ def _connect(
     if not address:
         assert distill.teacher_model_path is not None
         address = _start_local_teacher(
-            distill.teacher_model_path, Path(config.train.output_dir), parallel, stack
+            distill.teacher_model_path,
+            Path(config.train.output_dir),
+            parallel,
+            stack,
+            extra_arguments=["--deterministic"] if config.train.enable_full_determinism else [],
         )
     client = stack.enter_context(
         TeacherClient(
@@ -143,18 +167,27 @@ def _connect(
             entropy_bound=distill.diffusion_entropy_bound,
         ),
         device=parallel.device,
+        head_shards=(parallel.rank, parallel.world_size)
+        if parallel.has_group and config.train.data_parallel_mode != "ddp"
+        else None,
     )
 
 
 def _start_local_teacher(
-    model: str, output_dir: Path, parallel: Parallel, stack: contextlib.ExitStack
+    model: str,
+    output_dir: Path,
+    parallel: Parallel,
+    stack: contextlib.ExitStack,
+    *,
+    extra_arguments: Sequence[str] = (),
 ) -> str:
     """One server a node, started by its first rank; every rank learns its own node's address."""
     address, failure = "", ""
     if parallel.local_rank == 0:
         log_path = output_dir / f"teacher_server_{parallel.rank}.log"
         try:
-            address = stack.enter_context(TeacherProcess(model, log_path=log_path)).address
+            process = TeacherProcess(model, log_path=log_path, extra_arguments=extra_arguments)
+            address = stack.enter_context(process).address
         except TeacherStartError as error:
             failure = str(error)
     answers = parallel.gather((address, failure))
@@ -246,14 +279,16 @@ def _reader(
             f"{denoiser.info.max_length}; lower it, or raise max_position_embeddings"
         )
     cache = config.data.cache_dir or str(Path(config.train.output_dir) / "data_cache")
-    dataset: TokenizedDataset = load_dataset(
-        config.data.train_path,
-        text_keys=config.data.text_keys,
-        tokenizer=denoiser.tokenizer,
-        max_seq_len=config.data.max_seq_len,
-        min_chunk_tokens=config.data.min_chunk_tokens,
-        cache_folder=Path(cache),
-    )
+    # The others read the cache that the first rank of their machine has written.
+    with parallel.first_of_node_goes_first():
+        dataset: TokenizedDataset = load_dataset(
+            config.data.train_path,
+            text_keys=config.data.text_keys,
+            tokenizer=denoiser.tokenizer,
+            max_seq_len=config.data.max_seq_len,
+            min_chunk_tokens=config.data.min_chunk_tokens,
+            cache_folder=Path(cache),
+        )
     return BatchReader(
         dataset=dataset,
         plan=BatchPlan(

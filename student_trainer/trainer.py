@@ -1,26 +1,36 @@
 """The loop: take the states of a step, normalise globally, forward and backward, step."""
 
-import dataclasses
+import contextlib
 import logging
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from masked_diffusion import checkpoints
 from masked_diffusion.families import Denoiser
-from student_trainer import losses
-from student_trainer.checkpoint import load_checkpoint, save_checkpoint
+from student_trainer import lora, losses
+from student_trainer.blocks import prepare_blocks
+from student_trainer.checkpoint import TrainingState, find_checkpoint, load_checkpoint
+from student_trainer.checkpoint_writer import CheckpointWriter
 from student_trainer.config import Config
+from student_trainer.ema import WeightAverage
+from student_trainer.full_weights import full_weights
+from student_trainer.interrupt import StopRequest
+from student_trainer.lockstep import pad_batches
 from student_trainer.metrics import MetricsLog, StepMetrics
 from student_trainer.objective import DistillationObjective
-from student_trainer.optimizer import learning_rate, new_optimizer
+from student_trainer.optimizer import learning_rate, new_optimizers
 from student_trainer.parallel import Parallel
+from student_trainer.sharding import distribute
 from student_trainer.states import StateBatch
+from student_trainer.step_sums import StepSums, peak_rss_mib
 from student_trainer.targets import TargetCounters
+from student_trainer.teacher_head import ShardedTeacherHead
 
 logger = logging.getLogger(__name__)
 
@@ -28,21 +38,6 @@ logger = logging.getLogger(__name__)
 # they are bfloat16. A teacher worth asking differs by 1e-2 and more.
 _ZERO_KD_NATS = 1e-6
 _ROUNDING_KD_NATS = 1e-3
-
-
-@dataclasses.dataclass(slots=True)
-class _Sums:
-    """One rank's sums over the batches of a step."""
-
-    loss: float = 0.0
-    ce: float = 0.0
-    kd: float = 0.0
-    normalizer: float = 0.0
-    num_masked: float = 0.0
-    num_tokens: float = 0.0
-    wait_s: float = 0.0
-    num_retries: float = 0.0
-    num_target_bytes: float = 0.0
 
 
 class Trainer:
@@ -56,38 +51,58 @@ class Trainer:
         *,
         num_steps: int,
         facts: Mapping[str, int | str] | None = None,
+        config_text: str = "",
+        teacher_head: ShardedTeacherHead | None = None,
     ) -> None:
         """Restores the checkpoint that the configuration names, if it does.
 
         Args:
             facts: what a resumed run must share with the one it goes on from.
+            config_text: kept with every checkpoint.
+            teacher_head: made whole for each step, where ranks share it.
 
         Raises:
-            ValueError: there is no such checkpoint, or it is of another run.
+            ValueError: there is no such checkpoint, it is of another run, or an option asks for
+                what cannot be done here.
         """
         self._config = config
         self._denoiser = denoiser
         self._parallel = parallel
         self._num_steps = num_steps
-        self._facts = dict(facts or {})
+        self._teacher_head = teacher_head
+        train = config.train
+        lora.add_adapters(denoiser, train)
+        prepare_blocks(denoiser, train)
         self._objective = DistillationObjective(
-            denoiser, config.loss, mixed_precision=config.train.enable_mixed_precision
+            denoiser,
+            config.loss,
+            mixed_precision=train.enable_mixed_precision,
+            device=parallel.device,
         )
-        self._module: nn.Module = parallel.wrap(self._objective)
-        self._optimizer = new_optimizer(self._objective, config.train)
+        self._laid_out = distribute(
+            self._objective, parallel, train, mixed_precision=train.enable_mixed_precision
+        )
+        self._optimizers = new_optimizers(self._objective, train, blocks=denoiser.blocks)
+        self._average = (
+            WeightAverage(self._objective, decay=train.ema_decay) if train.ema_decay else None
+        )
+        self._state = TrainingState(
+            module=self._objective, optimizers=self._optimizers, average=self._average
+        )
         self._started_s = 0.0
-        self.first_step = 0
+        folder = Path(train.output_dir) / "checkpoints"
+        self.first_step = self._resume(folder, facts or {})
         """Steps done before this process: those of the checkpoint it went on from."""
-        if config.train.load_checkpoint_path is not None:
-            folder = Path(config.train.load_checkpoint_path)
-            self.first_step = load_checkpoint(
-                folder, self._objective, self._optimizer, facts=self._facts
+        self._writer = None
+        if train.ckpt_manager != "none":
+            self._writer = CheckpointWriter(
+                folder,
+                parallel,
+                facts=facts or {},
+                config_text=config_text,
+                keep_last=train.keep_last_checkpoints,
+                is_async=train.enable_async_save,
             )
-            if self.first_step >= num_steps:
-                raise ValueError(
-                    f"train.load_checkpoint_path {str(folder)!r} has {self.first_step} steps done, "
-                    f"train.max_steps is {num_steps}; raise train.max_steps"
-                )
 
     def train(
         self,
@@ -96,62 +111,115 @@ class Trainer:
         num_micro_steps: int,
         counters: Callable[[], TargetCounters],
         log: MetricsLog | None,
-    ) -> None:
-        """Runs the steps that are left.
+    ) -> bool:
+        """Runs the steps that are left, or those until SIGTERM; what was done is saved then.
 
         Args:
             arriving: the states of each micro-step, in order.
             num_micro_steps: accumulation steps of one optimizer step.
             counters: what the teacher's client did so far.
             log: on the main rank; None elsewhere.
+
+        Returns:
+            Whether all steps are done.
         """
         self._started_s = time.monotonic()
         self._denoiser.train()
-        for step in range(self.first_step, self._num_steps):
-            metrics = self._step(step, arriving, num_micro_steps, counters)
-            if log is not None:
-                log.add(metrics)
-            self._save(step + 1)
+        with self._writer or contextlib.nullcontext(), StopRequest() as request:
+            for step in range(self.first_step, self._num_steps):
+                sums = StepSums()
+                started_s = time.monotonic()
+                grad_norm = self._step(step, self._batches(arriving, num_micro_steps, sums), sums)
+                so_far = counters()
+                sums.num_retries, sums.num_target_bytes = so_far.num_retries, so_far.num_bytes
+                sums.num_stop_requests = float(request.is_set)
+                total = StepSums.from_list(self._parallel.sum(sums.to_list()))
+                metrics = self._metrics(step, total, grad_norm, started_s)
+                if log is not None:
+                    log.add(metrics)
+                # Ranks get the signal at different moments; they stop after the same step.
+                is_stopping = total.num_stop_requests > 0
+                self._save(step + 1, is_stopping=is_stopping)
+                if is_stopping and step + 1 < self._num_steps:
+                    logger.info("stopped by SIGTERM step=%d", step + 1)
+                    return False
+        return True
 
     def export(self) -> Path:
-        """Writes the student as a Hugging Face folder that a teacher-server can serve."""
+        """Writes the student as a Hugging Face folder that a teacher-server can serve.
+
+        All ranks take part: what they hold is gathered on the main one.
+        """
         folder = Path(self._config.train.output_dir) / "hf_ckpt"
-        if self._parallel.is_main:
-            checkpoints.save_denoiser(self._denoiser, folder)
+        use_average = self._average is not None and self._config.train.export_weights == "ema"
+        with contextlib.ExitStack() as stack:
+            if use_average:
+                assert self._average is not None
+                stack.enter_context(self._average.swapped())
+            # Written before the weights come back: on the CPU these are the parameters themselves.
+            weights = full_weights(self._denoiser)
+            if self._parallel.is_main:
+                checkpoints.save_denoiser(self._denoiser, folder, weights=weights)
         return folder
 
-    def _step(
-        self,
-        step: int,
-        arriving: Iterator[list[StateBatch]],
-        num_micro_steps: int,
-        counters: Callable[[], TargetCounters],
-    ) -> StepMetrics:
-        step_started_s = time.monotonic()
-        sums = _Sums()
-        previous: StateBatch | None = None
-        # One batch behind what arrived, since the last backward of a step is special. No more are
-        # held: a step may have many, and their targets are large.
-        for batch in _batches(arriving, num_micro_steps, sums):
-            if previous is not None:
-                self._backward(previous, sums, is_last=False)
-            previous = batch
-        assert previous is not None
-        self._backward(previous, sums, is_last=True)
-        self._normalize(sums)
-        grad_norm = self._update(step)
-        so_far = counters()
-        sums.num_retries, sums.num_target_bytes = so_far.num_retries, so_far.num_bytes
-        return self._metrics(step, sums, grad_norm, step_started_s)
+    def _resume(self, folder: Path, facts: Mapping[str, int | str]) -> int:
+        path = self._config.train.load_checkpoint_path
+        # One rank looks, since another may see a checkpoint that is just being removed.
+        (found, *_) = self._parallel.gather(find_checkpoint(path, folder) if path else None)
+        if found is None:
+            return 0
+        num_done = load_checkpoint(found, self._state, facts=facts)
+        if num_done >= self._num_steps:
+            raise ValueError(
+                f"train.load_checkpoint_path {str(found)!r} has {num_done} steps done, "
+                f"train.max_steps is {self._num_steps}; raise train.max_steps"
+            )
+        return num_done
 
-    def _backward(self, batch: StateBatch, sums: _Sums, *, is_last: bool) -> None:
+    def _step(
+        self, step: int, batches: Iterator[tuple[StateBatch, StepSums]], sums: StepSums
+    ) -> float:
+        """One optimizer step; returns the gradient norm before clipping."""
+        _seed_generators(self._config.train.seed, step=step, rank=self._parallel.rank)
+        gathered = (
+            contextlib.nullcontext if self._teacher_head is None else self._teacher_head.gathered
+        )
+        with gathered():
+            # One batch behind what arrived, since the last backward of a step is special. No more
+            # are held: a step may have many, and their targets are large.
+            previous = next(batches)
+            for arrived in batches:
+                self._backward(*previous, is_last=False)
+                previous = arrived
+            self._backward(*previous, is_last=True)
+            del previous
+        self._normalize(sums)
+        return self._update(step)
+
+    def _batches(
+        self, arriving: Iterator[list[StateBatch]], num_micro_steps: int, sums: StepSums
+    ) -> Iterator[tuple[StateBatch, StepSums]]:
+        """All batches of a step, each with the sums it is added to; the wait is added too."""
+        for _ in range(num_micro_steps):
+            started_s = time.monotonic()
+            batches = next(arriving)
+            sums.wait_s += time.monotonic() - started_s
+            num_own = len(batches)
+            if self._laid_out.is_sharded:
+                batches = pad_batches(batches, self._parallel)
+            for index, batch in enumerate(batches):
+                # What was added for the other ranks' sake counts nowhere.
+                yield batch, sums if index < num_own else StepSums()
+
+    def _backward(self, batch: StateBatch, sums: StepSums, *, is_last: bool) -> None:
         """Adds a batch's gradients and sums, not normalised yet: the count is known at the end."""
-        with self._parallel.accumulate(self._module, is_last=is_last):
-            result = self._module(batch, 1.0)
+        with self._laid_out.accumulate(is_last=is_last):
+            result = self._laid_out.module(batch, 1.0)
             result.total.backward()
         sums.loss += float(result.total.detach())
         sums.ce += result.ce
         sums.kd += result.kd
+        sums.by_time = [a + b for a, b in zip(sums.by_time, result.by_time, strict=True)]
         sums.num_masked += batch.num_masked
         sums.num_tokens += int(batch.lengths_B.sum())
         sums.normalizer += losses.normalizer_count(
@@ -161,7 +229,7 @@ class Trainer:
             num_sequences=len(batch.lengths_B),
         )
 
-    def _normalize(self, sums: _Sums) -> None:
+    def _normalize(self, sums: StepSums) -> None:
         """Divides gradients and losses by the count over all ranks and accumulation steps."""
         # A step without a single masked position has a zero loss, not 0 / 0.
         normalizer = max(self._parallel.sum([sums.normalizer])[0], 1.0)
@@ -175,7 +243,7 @@ class Trainer:
 
     def _update(self, step: int) -> float:
         max_norm = self._config.train.max_grad_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self._objective.parameters(), max_norm)
+        norm = _whole(torch.nn.utils.clip_grad_norm_(self._objective.parameters(), max_norm))
         if not torch.isfinite(norm):
             # The same on all ranks, so all stop here, before the weights are spoiled.
             raise ValueError(
@@ -183,16 +251,18 @@ class Trainer:
                 "train.lr_warmup_ratio, or check the data and the teacher's values"
             )
         rate = learning_rate(step, num_steps=self._num_steps, config=self._config.train)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self._average is not None:
+            self._average.update()
         return float(norm)
 
     def _metrics(
-        self, step: int, sums: _Sums, grad_norm: float, step_started_s: float
+        self, step: int, total: StepSums, grad_norm: float, step_started_s: float
     ) -> StepMetrics:
-        total = _Sums(*self._parallel.sum(list(dataclasses.astuple(sums))))
         if step == self.first_step and self._config.uses_teacher:
             self._check_teacher_differs(total)
         now_s = time.monotonic()
@@ -202,18 +272,19 @@ class Trainer:
             ce=total.ce,
             kd=total.kd,
             grad_norm=grad_norm,
-            lr=self._optimizer.param_groups[0]["lr"],
+            lr=self._optimizers[0].param_groups[0]["lr"],
             num_masked=int(total.num_masked),
             num_tokens=int(total.num_tokens),
             step_s=now_s - step_started_s,
             teacher_wait_s=total.wait_s / self._parallel.world_size,
             num_target_bytes=int(total.num_target_bytes),
             num_retries=int(total.num_retries),
-            peak_rss_mib=self._parallel.maximum(_peak_rss_mib()),
+            peak_rss_mib=self._parallel.maximum(peak_rss_mib()),
             elapsed_s=now_s - self._started_s,
+            loss_by_time=total.loss_by_time(),
         )
 
-    def _check_teacher_differs(self, total: _Sums) -> None:
+    def _check_teacher_differs(self, total: StepSums) -> None:
         """A deep copy that sees the teacher's own states has nothing to learn from it."""
         if not total.num_masked or total.kd > _ROUNDING_KD_NATS:
             return
@@ -229,38 +300,21 @@ class Trainer:
         if self._parallel.is_main:
             logger.warning("%s; with this run only the cross-entropy trains", message)
 
-    def _save(self, num_done: int) -> None:
-        config = self._config.train
-        if config.ckpt_manager == "none" or not config.save_steps:
+    def _save(self, num_done: int, *, is_stopping: bool) -> None:
+        if self._writer is None:
             return
-        if num_done % config.save_steps == 0 or num_done == self._num_steps:
-            folder = Path(config.output_dir) / "checkpoints" / f"step-{num_done}"
-            save_checkpoint(
-                folder,
-                self._objective,
-                self._optimizer,
-                step=num_done,
-                parallel=self._parallel,
-                facts=self._facts,
-            )
+        every = self._config.train.save_steps
+        is_due = every and (num_done % every == 0 or num_done == self._num_steps)
+        if is_due or is_stopping:
+            self._writer.save(self._state.to_dict(num_done), step=num_done)
 
 
-def _batches(
-    arriving: Iterator[list[StateBatch]], num_micro_steps: int, sums: _Sums
-) -> Iterator[StateBatch]:
-    """All batches of one optimizer step; the time spent waiting for them is added to the sums."""
-    for _ in range(num_micro_steps):
-        started_s = time.monotonic()
-        batches = next(arriving)
-        sums.wait_s += time.monotonic() - started_s
-        yield from batches
+def _seed_generators(seed: int, *, step: int, rank: int) -> None:
+    """Makes what torch draws (dropout) a function of the step, so a checkpoint holds no state."""
+    key = np.random.SeedSequence(entropy=seed, spawn_key=(step, rank))
+    torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
 
 
-def _peak_rss_mib() -> float:
-    if not Path("/proc/self/status").exists():
-        # macOS reports bytes.
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    # Not ru_maxrss: it survives exec, so a rank that a large process started would report that.
-    lines = Path("/proc/self/status").read_text().splitlines()
-    peak = next(line for line in lines if line.startswith("VmHWM:"))
-    return int(peak.split()[1]) / 1024
+def _whole(norm: Tensor) -> Tensor:
+    """The norm over all shards."""
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -1,5 +1,6 @@
 """The denoiser: a masked sequence in, per position the distribution of its token out."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -102,6 +103,16 @@ class Denoiser(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers, in order: the modules whose names `layer_pattern` ends in."""
+        found = {}
+        for name, module in self.model.named_modules():
+            match = re.search(self.layer_pattern, f"{name}.")
+            if match is not None and match.end() == len(name):
+                found[int(match.group())] = module
+        return [found[index] for index in sorted(found)]
 
     @property
     def head_weight(self) -> nn.Parameter:

@@ -38,6 +38,7 @@ BENCHES: dict[str, str] = {
     "families": "tests.bench.families",
     "parity": "tests.bench.parity",
     "overhead": "tests.bench.overhead",
+    "resume": "tests.bench.resume",
 }
 
 

@@ -13,6 +13,7 @@ from student_trainer.client import TeacherClient
 from student_trainer.metrics import read_metrics
 from student_trainer.teacher_process import TeacherProcess
 from tests import training
+from tests.teacher_server.calls import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -103,14 +104,18 @@ def test_ranks_that_fail_end_together_with_their_own_teacher(data, settings, tmp
 
     assert finished.returncode == 1
     lines = [line for line in finished.stderr.splitlines() if line.startswith("distill train")]
-    assert any(line.startswith("distill train: the distillation loss is zero") for line in lines)
+    assert any("the distillation loss is zero" in line for line in lines)
     # One server for the ranks of a machine.
     assert [path.name for path in tmp_path.glob("*.log")] == ["teacher_server_0.log"]
     log = (tmp_path / "teacher_server_0.log").read_text()
     clients = {word for word in log.split() if word.startswith("client=rank")}
     assert {client.partition("-")[0] for client in clients} == {"client=rank0", "client=rank1"}
-    assert not [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if f"--model={settings['distill.teacher_model_path']}" in (process.info["cmdline"] or [])
-    ]
+    option = f"--model={settings['distill.teacher_model_path']}"
+    # It ends by itself when its rank is gone.
+    wait_until(
+        lambda: all(
+            option not in (process.info["cmdline"] or [])
+            for process in psutil.process_iter(["cmdline"])
+        ),
+        limit_s=30,
+    )

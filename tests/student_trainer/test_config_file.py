@@ -263,7 +263,10 @@ def test_a_second_file_is_refused(tmp_path):
         ("--train.lr=fast", "train.lr: Input should be a valid number"),
         ("--train.lr=null", "train.lr: Input should be a valid number"),
         ("--train.save_hf_weights=2", "train.save_hf_weights: Input should be a valid boolean"),
-        ("--train.lr_decay_style=step", "should be 'cosine', 'linear' or 'constant', got 'step'"),
+        (
+            "--train.lr_decay_style=step",
+            "should be 'cosine', 'linear', 'constant' or 'wsd', got 'step'",
+        ),
         ("--distill.student_layers=5,0", "must be rising layers of the teacher, counted from 0"),
         ("--distill.student_layers=-1,0", "must be rising layers of the teacher"),
         ("--data.text_keys=3", "data.text_keys: Input should be a valid list, got 3"),
@@ -315,5 +318,5 @@ def test_defaults_are_those_of_the_fields():
     assert "--train.lr (float, default 0.0003)" in text
     assert "--train.max_steps (int | None, default None)" in text
     assert "--data.text_keys (list[str], default ['text'])" in text
-    assert "--train.lr_decay_style (Literal['cosine', 'linear', 'constant'], default" in text
+    assert "--train.lr_decay_style (Literal['cosine', 'linear', 'constant', 'wsd'], default" in text
     assert "default required" not in text

@@ -24,6 +24,7 @@ METRICS = StepMetrics(
     num_retries=0,
     peak_rss_mib=100.0,
     elapsed_s=3.0,
+    loss_by_time={"ce_t0.25": 0.5},
 )
 
 
@@ -40,7 +41,10 @@ def test_every_step_is_a_line(tmp_path):
     write(path, [1, 2, 3])
     found = read_metrics(path)
     assert [step["step"] for step in found] == [1, 2, 3]
-    assert found[0] == dataclasses.asdict(METRICS) | {"tokens_per_s": 600.0}
+    assert found[0] == METRICS.record()
+    assert found[0]["tokens_per_s"] == 600.0
+    assert found[0]["ce_t0.25"] == 0.5
+    assert "loss_by_time" not in found[0]
 
 
 def test_a_line_is_there_as_soon_as_its_step_is_done(tmp_path):
@@ -55,6 +59,14 @@ def test_a_new_run_begins_a_new_file(tmp_path):
     write(path, [1, 2, 3])
     write(path, [1])
     assert [step["step"] for step in read_metrics(path)] == [1]
+
+
+def test_a_start_that_fails_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [1, 2])
+    for first_step in (0, 1):
+        write(path, [], first_step=first_step)
+        assert [step["step"] for step in read_metrics(path)] == [1, 2]
 
 
 def test_a_run_that_goes_on_keeps_what_its_checkpoint_had(tmp_path):

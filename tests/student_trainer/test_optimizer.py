@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from student_trainer.config import TrainConfig
-from student_trainer.optimizer import learning_rate, new_optimizer
+from student_trainer.optimizer import learning_rate, new_optimizers
 
 
 def config(**fields) -> TrainConfig:
@@ -18,7 +18,7 @@ def test_only_matrices_decay():
     module = nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4), nn.Linear(4, 3))
     module[2].weight.requires_grad_(False)
 
-    optimizer = new_optimizer(module, config(weight_decay=0.3))
+    (optimizer,) = new_optimizers(module, config(weight_decay=0.3))
 
     decay = {
         id(parameter): group["weight_decay"]
@@ -36,7 +36,7 @@ def test_only_matrices_decay():
 def test_decay_is_decoupled_from_the_gradient():
     module = nn.Linear(2, 2, bias=False)
     before = module.weight.detach().clone()
-    optimizer = new_optimizer(module, config(weight_decay=0.5, lr=0.1))
+    (optimizer,) = new_optimizers(module, config(weight_decay=0.5, lr=0.1))
     module.weight.grad = torch.zeros_like(module.weight)
     optimizer.step()
     torch.testing.assert_close(module.weight.detach(), before * (1 - 0.1 * 0.5))

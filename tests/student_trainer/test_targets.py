@@ -172,6 +172,7 @@ def test_scores_come_in_the_order_of_the_states(tiny_denoiser, states):
     # Float32 through two layers, in another batch.
     np.testing.assert_allclose(targets.hidden_MD.numpy(), expected, rtol=1e-4, atol=1e-5)
     vocab_size = tiny_denoiser.info.vocab_size
+    assert isinstance(targets.head, losses.TeacherHead)
     assert torch.equal(targets.head.weight_VD, tiny_denoiser.head_weight[:vocab_size])
     assert counters.num_retries == 0
     assert counters.num_bytes > expected.nbytes

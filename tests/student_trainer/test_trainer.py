@@ -345,3 +345,67 @@ def test_a_checkpoint_with_all_steps_done_is_refused(dataset, student, tmp_path)
     )
     with pytest.raises(ValueError, match=r"has 1 steps done, train.max_steps is 1; raise"):
         Trainer(again, student, training.ONE_RANK, num_steps=1)
+
+
+# What moves, and what is exported ----------------------------------------------------------------
+
+
+# Adafactor's steps are shares of a matrix's own size.
+@pytest.mark.parametrize(("optimizer", "lr"), [("adamw", 1e-2), ("adafactor", 0.2), ("muon", 1e-2)])
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_every_optimizer_learns_and_goes_on_bit_for_bit(
+    dataset, student, tmp_path, *, optimizer, lr, ema_decay
+):
+    again = copy.deepcopy(student)
+    fields = {"optimizer": optimizer, "lr": lr, "ema_decay": ema_decay, "save_steps": 3}
+    whole = run(dataset, student, new_config(tmp_path / "a", **fields), num_steps=6)
+    assert whole[-1]["loss"] < whole[0]["loss"]
+    path = str(tmp_path / "a" / "checkpoints" / "step-3")
+    config = new_config(tmp_path / "b", load_checkpoint_path=path, **fields)
+    run(dataset, again, config, num_steps=6)
+    assert all(map(torch.equal, weights(again), weights(student)))
+
+
+def test_the_moving_average_is_exported_where_that_is_asked_for(dataset, student, tmp_path):
+    config = new_config(tmp_path, ema_decay=0.5, export_weights="ema", micro_batch_size=8)
+    before = weights(student)
+    trainer = Trainer(config, student, training.ONE_RANK, num_steps=1)
+    train(trainer, batches(dataset, student, config, steps=range(1)), config, num_steps=1)
+    after = weights(student)
+    exported = checkpoints.load_denoiser(str(trainer.export()))
+    for old, new, average in zip(before, after, weights(exported), strict=True):
+        torch.testing.assert_close(average, (old + new) / 2)
+    assert all(map(torch.equal, weights(student), after))
+
+
+def test_adapters_alone_are_trained_and_merged_into_what_is_exported(dataset, student, tmp_path):
+    before = student.state_dict()
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    config = new_config(tmp_path, lora_rank=2, micro_batch_size=8)
+    trainer = Trainer(config, student, training.ONE_RANK, num_steps=3)
+    metrics = train(trainer, batches(dataset, student, config, steps=range(3)), config, num_steps=3)
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    for name, tensor in student.state_dict().items():
+        if "lora_" not in name:
+            assert torch.equal(tensor, before[name.replace(".base_layer.", ".")])
+
+    exported = checkpoints.load_denoiser(str(trainer.export()))
+    assert exported.state_dict().keys() == before.keys()
+    ids_BL = torch.tensor([[1, 7, 2, 9, 2, 30]])
+    with torch.no_grad():
+        ours = student.eval().hidden_states(ids_BL)
+        theirs = exported.hidden_states(ids_BL)
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_for_no_layer_is_refused(student, tmp_path):
+    config = new_config(tmp_path, lora_rank=2, lora_target_modules=["q_prj"])
+    with pytest.raises(ValueError, match=r"lora_target_modules names 'q_prj'.*known: .*q_proj"):
+        Trainer(config, student, training.ONE_RANK, num_steps=1)
+
+
+def test_losses_are_told_by_mask_ratio(dataset, student, tmp_path):
+    (step,) = run(dataset, student, new_config(tmp_path, loss_weighting="none"), num_steps=1)
+    found = {name: value for name, value in step.items() if name.startswith("ce_t")}
+    assert found and found.keys() <= {"ce_t0.25", "ce_t0.5", "ce_t0.75", "ce_t1"}
+    assert all(value > 0 for value in found.values())

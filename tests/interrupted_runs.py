@@ -1,0 +1,61 @@
+"""Training runs as processes that get a signal at a given step."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+_POLL_S = 0.005
+_TIMEOUT_S = 240.0
+
+
+def start(command: Sequence[str], *, num_ranks: int = 1) -> subprocess.Popen[str]:
+    """A run without torchrun, or with it for several ranks."""
+    launcher = [sys.executable]
+    if num_ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone"]
+        launcher += ["--nproc-per-node", str(num_ranks)]
+    return subprocess.Popen(
+        [*launcher, "-m", "student_trainer.train", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A group of its own, so that a kill reaches every rank.
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> int:
+    """Waits for the end; the exit code. Raises RuntimeError where it is 1."""
+    output, _ = process.communicate(timeout=_TIMEOUT_S)
+    if process.returncode > 0:
+        raise RuntimeError(f"the run ended with code {process.returncode}:\n{output}")
+    return process.returncode
+
+
+def interrupt(
+    process: subprocess.Popen[str], metrics: Path, *, after_step: int, number: signal.Signals
+) -> int:
+    """Sends a signal as soon as so many steps are logged; the exit code."""
+    deadline_s = time.monotonic() + _TIMEOUT_S
+    while num_lines(metrics) < after_step:
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            process.kill()
+            raise RuntimeError(f"no step {after_step} was reached: {process.communicate()[0]}")
+        time.sleep(_POLL_S)  # a file tells nobody that it grew
+    os.killpg(process.pid, number)
+    return finish(process)
+
+
+def num_lines(path: Path) -> int:
+    """Whole lines of a file that may not be there yet."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def random_step(num_steps: int, *, seed: int) -> int:
+    """A step that is neither the first nor among the last."""
+    return random.Random(seed).randint(2, num_steps // 2)
