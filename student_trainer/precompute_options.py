@@ -9,7 +9,7 @@ from student_trainer.config import Config
 from student_trainer.store.index import WorkShare
 from student_trainer.store.writer import SHARD_AGE_S, SHARD_BYTES
 
-_EPILOG = """Without --run_config, every sequence of the data is stored once (or --num_passes times),
+_EPILOG = """Without --run_config, every sequence of the data is stored once (or --num_passes),
 for a training run that draws from them in any order. With it, exactly the states of that run are
 stored, so that it can be trained from the store with the numbers of a live run. Any other setting
 of a training run may follow as --section.field=value."""
@@ -72,7 +72,7 @@ def parse(arguments: Sequence[str]) -> PrecomputeOptions:
     is_run = options.run_config is not None
     settings: dict[str, object] = {}
     if not is_run:
-        settings |= _DATASET_DEFAULTS | {"train.output_dir": options.output_path}
+        settings |= {**_DATASET_DEFAULTS, "train.output_dir": options.output_path}
     given = {flag: value for flag in FLAGS if (value := getattr(options, flag)) is not None}
     settings |= {FLAGS[flag][0]: value for flag, value in given.items()}
     settings["distill.init_student_from_teacher"] = "false"

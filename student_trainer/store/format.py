@@ -30,15 +30,19 @@ class RecordFormat:
     def of(cls, targets: codec.StepTargets, *, mask_token_id: int) -> "RecordFormat":
         """The format of one record."""
         distribution = targets.distribution
-        is_top_k = isinstance(distribution, codec.TopK)
-        values = distribution.log_probs if is_top_k else distribution.values
+        temperatures: tuple[float, ...] = ()
+        if isinstance(distribution, codec.TopK):
+            values = distribution.log_probs
+            temperatures = tuple(distribution.temperatures.tolist())
+        else:
+            values = distribution.values
         return cls(
             revision=targets.revision,
             tokenizer_fingerprint=targets.tokenizer_fingerprint,
             mask_token_id=mask_token_id,
             encoding=_ENCODINGS[type(distribution)],
             dtype=values.dtype,
-            temperatures=tuple(distribution.temperatures.tolist()) if is_top_k else (),
+            temperatures=temperatures,
         )
 
     def difference(self, other: "RecordFormat") -> str | None:

@@ -62,9 +62,7 @@ def precompute_run(
     config = folder / "run.yaml"
     config.write_text("")
     arguments = training.arguments(folder / "unused", data, settings)
-    return precompute.main(
-        [f"--output_path={store}", f"--run_config={config}", *more, *arguments]
-    )
+    return precompute.main([f"--output_path={store}", f"--run_config={config}", *more, *arguments])
 
 
 def precompute_data(store: object, data: Path, model: Path, *more: str) -> int:
@@ -117,7 +115,10 @@ def test_a_store_of_another_run_is_refused_by_the_setting_that_differs(
     capsys.readouterr()
     for setting, words in (
         ({"train.seed": 7}, "with seed = 42, this run has 7"),
-        ({"distill.encoding": "top_k"}, "distill.encoding is 'top_k'; set --distill.encoding=hidden"),
+        (
+            {"distill.encoding": "top_k"},
+            "distill.encoding is 'top_k'; set --distill.encoding=hidden",
+        ),
         ({"distill.teacher_revision": "0f"}, "made with revision = "),
     ):
         command = training.arguments(tmp_path / "out", data, settings | stored(store) | setting)
