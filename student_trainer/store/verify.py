@@ -62,7 +62,9 @@ def _check_shard(
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256:
                     return [entry], []
-        corrupt = Shard(path, entry, store=folder.url).corrupt_units()
+        shard = Shard(path, entry, store=folder.url)
+        shard.check_tables()
+        corrupt = shard.corrupt_units()
     except (StoreError, FileNotFoundError) as error:
         if drop:
             with contextlib.suppress(FileNotFoundError):
