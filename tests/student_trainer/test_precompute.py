@@ -1,13 +1,14 @@
 """From the command line of a precompute to a student that was trained from its store."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from protos import codec
 from student_trainer import precompute, train
 from student_trainer.store import StoreReader
+from student_trainer.store.merge import merge
 from student_trainer.store.verify import verify
 from tests import training
 from tests.servers import RunningServer, serve
@@ -155,43 +156,24 @@ def test_a_data_set_is_stored_once_and_trained_from_for_several_epochs(
 
 
 def test_workers_share_a_folder_or_are_merged(data, tmp_path, tiny_checkpoint, server):
-    from student_trainer.store.merge import merge  # noqa: PLC0415
-
     address = f"--teacher_address={server.address}"
     whole, shared = tmp_path / "whole", tmp_path / "shared"
     noised = ("--state_source=noised", "--num_passes=2", address)
     assert precompute_data(whole, data, tiny_checkpoint, *noised) == 0
     for number in range(3):
-        with contextlib_suppress(shared) as finished:
-            assert not finished
         share = f"--shard={number}/3"
         assert precompute_data(shared, data, tiny_checkpoint, *noised, share) == 0
+        with StoreReader(shared) as reader:
+            assert reader.finished == (number == 2)
         lone = tmp_path / f"lone{number}"
         assert precompute_data(lone, data, tiny_checkpoint, *noised, share) == 0
     merged = tmp_path / "merged"
     assert merge(merged, [tmp_path / f"lone{number}" for number in range(3)]).finished
     assert merge(shared).finished
     assert contents(whole) == contents(shared) == contents(merged)
-    shutil.rmtree(tmp_path / "lone0")
-
-
-def contextlib_suppress(folder: Path):
-    import contextlib  # noqa: PLC0415
-
-    @contextlib.contextmanager
-    def finished() -> Iterator[bool]:
-        if not folder.exists():
-            yield False
-            return
-        with StoreReader(folder) as reader:
-            yield reader.finished
-
-    return finished()
 
 
 def contents(store: Path) -> dict[bytes, object]:
-    from protos import codec  # noqa: PLC0415
-
     with StoreReader(store) as reader:
         units = [place.read() for place in reader.places()]
     return {

@@ -6,12 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from safetensors import safe_open
 
-from protos import codec
+from protos import codec, teacher_pb2
 from student_trainer.store import CorruptStoreError, StoreMismatchError, StoreReader, StoreWriter
 from student_trainer.store import columns as store_columns
 from student_trainer.store.format import RecordFormat
@@ -22,9 +23,7 @@ from student_trainer.wire import TargetSpec, TeacherDescription
 from tests.protos import records
 
 TEACHER = TeacherDescription.from_message(
-    __import__("protos.teacher_pb2", fromlist=["x"]).DescribeTeacherResponse(
-        revision="0f3a", mask_token_id=12
-    )
+    teacher_pb2.DescribeTeacherResponse(revision="0f3a", mask_token_id=12)
 )
 IDENTITY = StoreIdentity(teacher=TEACHER, targets=TargetSpec(encoding="top_k"), sampler=None)
 KILLED = """
@@ -141,7 +140,7 @@ def test_a_cut_file_is_named_and_given_up_only_if_asked(tmp_path):
 @pytest.mark.parametrize("name", ["revision", "tokenizer_fingerprint", "vocab_size"])
 def test_targets_of_another_teacher_are_refused_by_name(tmp_path, name):
     write(tmp_path)
-    value = 7 if name == "vocab_size" else "other"
-    other = replace(IDENTITY, teacher=replace(TEACHER, **{name: value}))
+    values: dict[str, Any] = {name: 7 if name == "vocab_size" else "other"}
+    other = replace(IDENTITY, teacher=replace(TEACHER, **values))
     with pytest.raises(StoreMismatchError, match=f"teacher.{name} = "):
         StoreWriter(tmp_path, other).__enter__()
