@@ -12,7 +12,7 @@ from torch import Tensor
 
 from protos import codec
 from student_trainer import losses, wire
-from student_trainer.store.keys import NO_KEY, score_key, trajectory_key
+from student_trainer.store.keys import NO_KEY, score_keys, trajectory_key
 from student_trainer.store.reader import StoreReader
 from student_trainer.store.records import StoredRecord, Unit
 from student_trainer.targets import RemoteTeacher, TargetCounters
@@ -54,21 +54,29 @@ class RecordingTeacher:
         return self._remote.counters
 
     def score(
-        self, states: Sequence[np.ndarray], *, sequence_ids: Sequence[int]
+        self,
+        states: Sequence[np.ndarray],
+        *,
+        sequence_ids: Sequence[int],
+        clean: Sequence[np.ndarray] | None = None,
+        times: Sequence[float] | None = None,
+        positions: Sequence[np.ndarray] | None = None,
     ) -> list[codec.StepTargets]:
         """One record per state, in the order of the states."""
-        revision = self.description.revision
-        keys = {
-            sequence_id: score_key(state, revision=revision)
-            for state, sequence_id in zip(states, sequence_ids, strict=True)
-        }
+        keys = score_keys(
+            states, teacher=self.description, clean=clean, times=times, positions=positions
+        )
 
         def ask(rows: list[int]) -> list[codec.StepTargets]:
             return self._remote.score(
-                [states[row] for row in rows], sequence_ids=[sequence_ids[row] for row in rows]
+                [states[row] for row in rows],
+                sequence_ids=[sequence_ids[row] for row in rows],
+                clean=None if clean is None else [clean[row] for row in rows],
+                times=None if times is None else [times[row] for row in rows],
+                positions=None if positions is None else [positions[row] for row in rows],
             )
 
-        return self._answer(keys, ask)
+        return self._answer(dict(zip(sequence_ids, keys, strict=True)), ask)
 
     def sample(
         self,

@@ -9,6 +9,7 @@ import torch
 
 from masked_diffusion.randomness import keyed_uniforms
 from student_trainer.config import DistillConfig, TrainConfig
+from student_trainer.losses import UNKNOWN_LABEL
 from student_trainer.states import BatchReader, MicroStep, StateBatch, pad_states
 from student_trainer.store.errors import CorruptStoreError, StoreError
 from student_trainer.store.reader import UnitPlace
@@ -90,10 +91,15 @@ class StoredStates:
         xt_BL, lengths_B = pad_states(records)
         loss_BL = torch.zeros(xt_BL.shape, dtype=torch.bool)
         labels = []
-        for place, ((row, _), record) in enumerate(zip(rows, records, strict=True)):
+        is_noised = self.store.identity.plan.get("state_source") == "noised"
+        origin_B = [row for row, _ in rows]
+        for place, (row, record) in enumerate(zip(origin_B, records, strict=True)):
             positions_M = torch.from_numpy(record.positions.astype(np.int64))
             loss_BL[place, positions_M] = True
             labels.append(input_ids_BL[row, positions_M])
+            if not is_noised and self.reader.info.noise == "uniform":
+                # As in TrajectoryStates: the tokens around may be the teacher's.
+                labels[-1] = torch.full_like(labels[-1], UNKNOWN_LABEL)
         return StateBatch(
             xt_BL=xt_BL,
             lengths_B=lengths_B,
@@ -102,4 +108,5 @@ class StoredStates:
             t_B=torch.tensor([record.t for _, record in rows], dtype=torch.float32),
             num_maskable_B=torch.tensor([record.num_maskable for _, record in rows]),
             targets=self.store.to_loss_targets(records),
+            clean_BL=input_ids_BL[origin_B, : xt_BL.shape[1]] if is_noised else None,
         )

@@ -91,8 +91,7 @@ def run(config: Config, parallel: Parallel) -> None:
             num_steps=num_steps,
             facts=_facts(reader, teacher),
             config_text=config_text,
-            # Only what comes over the network has a head to divide.
-            teacher_head=teacher.sharded_head if isinstance(teacher, RemoteTeacher) else None,
+            teacher_head=None if teacher is None else teacher.sharded_head,
         )
         _announce(denoiser, reader, teacher, num_steps, parallel)
         prefetcher: Prefetcher[MicroStep, list[StateBatch]] = Prefetcher(
@@ -130,7 +129,7 @@ def run(config: Config, parallel: Parallel) -> None:
 
 def _target_source(
     config: Config, parallel: Parallel, stack: contextlib.ExitStack
-) -> TargetSource | None:
+) -> RemoteTeacher | TargetStore | None:
     if not config.uses_teacher:
         return None
     distill = config.distill
@@ -143,6 +142,7 @@ def _target_source(
         device=parallel.device,
         expected=StoreExpectations(revision=distill.teacher_revision),
         wait_s=distill.teacher_timeout_s,
+        head_shards=_head_shards(config, parallel),
     )
     return stack.enter_context(store)
 
@@ -203,10 +203,14 @@ def connect_teacher(
             entropy_bound=distill.diffusion_entropy_bound,
         ),
         device=parallel.device,
-        head_shards=(parallel.rank, parallel.world_size)
-        if parallel.has_group and config.train.data_parallel_mode != "ddp"
-        else None,
+        head_shards=_head_shards(config, parallel),
     )
+
+
+def _head_shards(config: Config, parallel: Parallel) -> tuple[int, int] | None:
+    if not parallel.has_group or config.train.data_parallel_mode == "ddp":
+        return None
+    return parallel.rank, parallel.world_size
 
 
 def _start_local_teacher(

@@ -17,6 +17,8 @@ TEACHER_FACTS = (
     "mask_token_id",
     "head_digest",
     "num_invalid_leading_positions",
+    "noise",
+    "block_length",
 )
 """Of a teacher's description, what its targets depend on. Its name and limits may differ."""
 

@@ -10,16 +10,59 @@ from collections.abc import Sequence
 import msgpack
 import numpy as np
 
-from student_trainer.wire import SamplerSpec
+from student_trainer.wire import SamplerSpec, TeacherDescription
 
 KEY_BYTES = 16
 NO_KEY = bytes(KEY_BYTES)
 """Stands for an example that is not named."""
 
 
-def score_key(state: np.ndarray, *, revision: str) -> bytes:
-    """Key of one forward of a state, [L] ids; any run and any sequence may share it."""
-    return _key("score", revision, _ids(state))
+def score_key(
+    state: np.ndarray,
+    *,
+    revision: str,
+    clean: np.ndarray | None = None,
+    time: float | None = None,
+    positions: np.ndarray | None = None,
+) -> bytes:
+    """Key of one forward of a state, [L] ids; any run and any sequence may share it.
+
+    Args:
+        clean: [L] ids without noise, where the teacher sees them.
+        time: of the state, where it is told.
+        positions: [M] that carry targets, where they are not the masked ones.
+    """
+    return _key(
+        "score",
+        revision,
+        _ids(state),
+        None if clean is None else _ids(clean),
+        None if time is None else float(time),
+        None if positions is None else _ids(positions),
+    )
+
+
+def score_keys(
+    states: Sequence[np.ndarray],
+    *,
+    teacher: TeacherDescription,
+    clean: Sequence[np.ndarray] | None,
+    times: Sequence[float] | None,
+    positions: Sequence[np.ndarray] | None,
+) -> list[bytes]:
+    """Keys of a call to score; clean ids are left out where the teacher is not shown them."""
+    rows = range(len(states))
+    shown = clean if teacher.is_block_causal else None
+    return [
+        score_key(
+            states[row],
+            revision=teacher.revision,
+            clean=None if shown is None else shown[row],
+            time=None if times is None else times[row],
+            positions=None if positions is None else positions[row],
+        )
+        for row in rows
+    ]
 
 
 def trajectory_key(

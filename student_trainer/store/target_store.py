@@ -14,9 +14,10 @@ from protos import codec
 from student_trainer import losses, targets, wire
 from student_trainer.store.errors import MissingTargetsError, StoreMismatchError
 from student_trainer.store.head import load_head
-from student_trainer.store.keys import score_key, trajectory_key
+from student_trainer.store.keys import score_keys, trajectory_key
 from student_trainer.store.reader import StoreReader
 from student_trainer.store.records import Unit
+from student_trainer.teacher_head import ShardedTeacherHead
 
 _LOOK_EVERY_S = 0.2
 
@@ -61,6 +62,7 @@ class TargetStore:
         expected: StoreExpectations | None = None,
         wait_s: float = 0.0,
         cache_folder: Path | None = None,
+        head_shards: tuple[int, int] | None = None,
     ) -> None:
         """Opens a store.
 
@@ -70,6 +72,8 @@ class TargetStore:
             expected: what it must be of.
             wait_s: how long an unfinished store may bring nothing new before a state that is not
                 in it is an error.
+            cache_folder: keeps the copies of remote files; None = they go with the source.
+            head_shards: as for `RemoteTeacher`.
 
         Raises:
             StoreError: it is none, or its own files contradict each other.
@@ -86,10 +90,17 @@ class TargetStore:
         self._closed = threading.Event()
         self._num_bytes = 0
         self._check_temperature()
-        self._head: losses.TeacherHead | None = None
+        self._head: losses.TeacherHead | ShardedTeacherHead | None = None
+        self.sharded_head: ShardedTeacherHead | None = None
+        """The head, where ranks divide it: to be made whole around each step."""
         if self.identity.targets.encoding == "hidden":
-            head = load_head(self.reader.folder, self.description.head_digest)
-            self._head = targets.to_teacher_head(head, device=self._device)
+            stored = load_head(self.reader.folder, self.description.head_digest)
+            head = targets.to_teacher_head(stored, device=self._device)
+            self._head = head
+            if head_shards is not None:
+                rank, world_size = head_shards
+                self.sharded_head = ShardedTeacherHead(head, rank=rank, world_size=world_size)
+                self._head = self.sharded_head
 
     def __enter__(self) -> "TargetStore":
         return self
@@ -103,7 +114,13 @@ class TargetStore:
         return targets.TargetCounters(num_bytes=self._num_bytes)
 
     def score(
-        self, states: Sequence[np.ndarray], *, sequence_ids: Sequence[int]
+        self,
+        states: Sequence[np.ndarray],
+        *,
+        sequence_ids: Sequence[int],
+        clean: Sequence[np.ndarray] | None = None,
+        times: Sequence[float] | None = None,
+        positions: Sequence[np.ndarray] | None = None,
     ) -> list[codec.StepTargets]:
         """One record per state, in the order of the states.
 
@@ -111,9 +128,11 @@ class TargetStore:
             MissingTargetsError: the store does not hold a state.
             CorruptStoreError: a record is damaged.
         """
+        keys = score_keys(
+            states, teacher=self.description, clean=clean, times=times, positions=positions
+        )
         records = []
-        for state, sequence_id in zip(states, sequence_ids, strict=True):
-            key = score_key(state, revision=self.description.revision)
+        for key, sequence_id in zip(keys, sequence_ids, strict=True):
             unit = self.read(key, what=f"the state of sequence {sequence_id}")
             (record,) = unit.records
             records.append(replace(record.targets, sequence_id=sequence_id))
