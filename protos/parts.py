@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import google_crc32c
+import numpy as np
 
 from protos import errors, teacher_pb2
 
@@ -25,9 +26,9 @@ class _Part(Protocol):
     crc32c: int
 
 
-def crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli) of the bytes."""
-    return google_crc32c.value(data)
+def crc32c(data: bytes | np.ndarray, *, start: int = 0) -> int:
+    """CRC-32C (Castagnoli) of the bytes, or of bytes before them with `start` as theirs."""
+    return google_crc32c.extend(start, data)
 
 
 def pack_parts(

@@ -8,14 +8,18 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from protos import errors
-from student_trainer import demo, train
+from student_trainer import demo, precompute, train
 from student_trainer.client import TeacherClient
 from student_trainer.replicas import RetryPolicy
+from student_trainer.store import command as store_command
 
 _USAGE = """usage: distill COMMAND ...
 
   train CONFIG.yaml --section.field=value ...   one training run in this process;
                                                 for several ranks: torchrun -m student_trainer.train
+  precompute --teacher_model_path ... --data_path ... --output_path ...
+                                                store a teacher's targets once, to train from
+  store verify|stats|merge STORE ...            look at stores and join them
   demo [--work-dir DIR] [--quick]               the whole job on this machine, with a report
   describe HOST:PORT                            what a teacher-server offers
 
@@ -44,6 +48,8 @@ def describe(arguments: Sequence[str]) -> int:
 
 _COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "train": train.main,
+    "precompute": precompute.main,
+    "store": store_command.main,
     "demo": demo.main,
     "describe": describe,
 }

@@ -167,10 +167,14 @@ class DistillConfig:
     freeze_teacher: bool = True
     """The teacher is never trained: it lives in another process. Only true is possible."""
     use_stored_logits: bool = False
-    """Train from targets that were computed before. Not built in this version: only false is
-    possible, and targets come from a teacher-server."""
+    """Train from targets that `distill precompute` wrote; no teacher is asked."""
     stored_logits_path: str | None = None
-    """Where such targets would be. Not built in this version: it is accepted and not read."""
+    """The store: a folder or an fsspec URL. Needed with use_stored_logits, not read without."""
+    stored_logits_skip_corrupt: bool = False
+    """Leave out records of the store that are damaged, each with a warning, instead of ending the
+    run. Only for stores made over a data set; a store of a run's own states has no substitute."""
+    teacher_revision: str | None = None
+    """Revision that the teacher, or the store, must have; None = any."""
     temperature: float = 1.0
     """Softens both distributions; the KD term is multiplied by its square."""
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
@@ -239,11 +243,10 @@ class DistillConfig:
         _require(0 < self.jsd_beta < 1, "distill.jsd_beta", self.jsd_beta, "in (0, 1)")
         _require(self.freeze_teacher, "distill.freeze_teacher", self.freeze_teacher, "true")
         _require(
-            not self.use_stored_logits,
-            "distill.use_stored_logits",
-            self.use_stored_logits,
-            "false: training from stored targets is not built in this version, so name a teacher "
-            "with distill.teacher_address or distill.teacher_model_path",
+            bool(self.stored_logits_path) or not self.use_stored_logits,
+            "distill.stored_logits_path",
+            self.stored_logits_path,
+            "a folder or URL with distill.use_stored_logits=true",
         )
         _require(
             0 <= self.prompt_fraction < 1,
@@ -275,11 +278,13 @@ class DistillConfig:
             f"f16 or f32 with distill.encoding={self.encoding}",
         )
         self._check_sampler()
-        if self.distillation_alpha > 0 and not (self.teacher_address or self.teacher_model_path):
+        sources = (self.use_stored_logits, self.teacher_address, self.teacher_model_path)
+        if self.distillation_alpha > 0 and not any(sources):
             raise ValueError(
                 f"distill.distillation_alpha is {self.distillation_alpha} but no teacher is given: "
                 "set distill.teacher_address (a running teacher-server) or "
-                "distill.teacher_model_path (one is started), or distillation_alpha=0"
+                "distill.teacher_model_path (one is started), distill.use_stored_logits=true with "
+                "distill.stored_logits_path, or distillation_alpha=0"
             )
 
     def _check_sampler(self) -> None:

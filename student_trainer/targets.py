@@ -100,9 +100,9 @@ class RemoteTeacher:
             head_shards: this rank and the number of ranks that divide the head between them; None
                 keeps it whole.
         """
-        self._client = client
-        self._spec = spec
-        self._sampler = sampler
+        self.client = client
+        self.spec = spec
+        self.sampler = sampler
         self._device = torch.device(device)
         self.description = client.describe()
         if spec.encoding not in self.description.encodings:
@@ -114,17 +114,18 @@ class RemoteTeacher:
         self.sharded_head: ShardedTeacherHead | None = None
         """The head, where ranks divide it: to be made whole around each step."""
         if spec.encoding == "hidden":
-            self._head = self._fetch_head()
+            head = to_teacher_head(client.head(), device=self._device)
+            self._head = head
             if head_shards is not None:
                 rank, world_size = head_shards
-                self.sharded_head = ShardedTeacherHead(self._head, rank=rank, world_size=world_size)
+                self.sharded_head = ShardedTeacherHead(head, rank=rank, world_size=world_size)
                 self._head = self.sharded_head
 
     @property
     def counters(self) -> TargetCounters:
         """Totals since the start."""
         return TargetCounters(
-            num_retries=self._client.num_retries, num_bytes=self._client.num_payload_bytes
+            num_retries=self.client.num_retries, num_bytes=self.client.num_payload_bytes
         )
 
     def score(
@@ -139,10 +140,10 @@ class RemoteTeacher:
         """One record per state, in the order of the states."""
         records = {
             record.sequence_id: record
-            for record in self._client.score(
+            for record in self.client.score(
                 states,
                 sequence_ids=sequence_ids,
-                targets=self._spec,
+                targets=self.spec,
                 clean=clean,
                 times=times,
                 positions=positions,
@@ -160,14 +161,14 @@ class RemoteTeacher:
         steps: Sequence[int],
     ) -> list[codec.StepTargets]:
         """Records of the given steps of each trajectory, by sequence and then by step."""
-        assert self._sampler is not None
-        items = self._client.sample(
+        assert self.sampler is not None
+        items = self.client.sample(
             starts,
             sequence_ids=sequence_ids,
             seeds=[seed] * len(starts),
-            sampler=self._sampler,
+            sampler=self.sampler,
             capture=wire.CaptureSpec(steps=tuple(steps)),
-            targets=self._spec,
+            targets=self.spec,
             frozen=frozen,
         )
         records = []
@@ -189,26 +190,27 @@ class RemoteTeacher:
         return to_loss_targets(
             records,
             head=self._head,
-            temperature=self._spec.temperatures[0],
+            temperature=self.spec.temperatures[0],
             device=self._device,
         )
 
     def close(self) -> None:
         """Breaks what is in flight."""
-        self._client.close()
+        self.client.close()
 
-    def _fetch_head(self) -> losses.TeacherHead:
-        head = self._client.head()
-        return losses.TeacherHead(
-            weight_VD=to_tensor(codec.Values(dtype=head.dtype, data=head.weight_VD)).to(
-                self._device
-            ),
-            bias_V=None
-            if head.bias_V is None
-            else to_tensor(codec.Values(dtype=head.dtype, data=head.bias_V)).to(self._device),
-            logit_scale=head.logit_scale,
-            logit_soft_cap=head.logit_soft_cap,
-        )
+
+def to_teacher_head(head: wire.WireHead, *, device: torch.device | str) -> losses.TeacherHead:
+    """The head as the loss takes it."""
+
+    def tensor(data: np.ndarray) -> Tensor:
+        return to_tensor(codec.Values(dtype=head.dtype, data=data)).to(device)
+
+    return losses.TeacherHead(
+        weight_VD=tensor(head.weight_VD),
+        bias_V=None if head.bias_V is None else tensor(head.bias_V),
+        logit_scale=head.logit_scale,
+        logit_soft_cap=head.logit_soft_cap,
+    )
 
 
 def to_tensor(values: codec.Values) -> Tensor:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from masked_diffusion.families import Denoiser
+from masked_diffusion.families import Denoiser, DenoiserInfo
 from protos import errors
 from student_trainer import config_file, wire
 from student_trainer.batches import BatchPlan
@@ -33,8 +33,17 @@ from student_trainer.states import (
     StateSource,
     TrajectoryStates,
 )
+from student_trainer.store import StoreExpectations, TargetStore
+from student_trainer.store.identity import DATASET_PLAN, RUN_PLAN
+from student_trainer.stored_plan import (
+    SubsetPlan,
+    check_encoding,
+    check_run_plan,
+    covered_sequences,
+)
+from student_trainer.stored_states import StoredStates
 from student_trainer.student import StudentSpec, TeacherFacts, build_student, check_vocabulary
-from student_trainer.targets import RemoteTeacher, TargetCounters
+from student_trainer.targets import RemoteTeacher, TargetCounters, TargetSource
 from student_trainer.teacher_process import TeacherProcess, TeacherStartError
 from student_trainer.trackers import new_trackers
 from student_trainer.trainer import Trainer
@@ -61,7 +70,7 @@ def run(config: Config, parallel: Parallel) -> None:
     if config.train.enable_full_determinism:
         torch.use_deterministic_algorithms(True)
     with contextlib.ExitStack() as stack:
-        teacher = _connect(config, parallel, stack)
+        teacher = _target_source(config, parallel, stack)
         # Sharding moves each rank's share to its device; the whole student never goes there.
         is_sharded = parallel.has_group and config.train.data_parallel_mode != "ddp"
         denoiser = build_student(
@@ -69,14 +78,12 @@ def run(config: Config, parallel: Parallel) -> None:
         )
         check_noise(denoiser.info, config)
         if teacher is not None:
-            _check_fits(denoiser, teacher, config)
-        reader = _reader(
+            check_fits(denoiser.info, teacher, config)
+        reader = build_reader(
             config, denoiser, parallel, teacher=teacher, global_batch_size=global_batch_size
         )
         source = _source(config, reader, teacher)
-        num_steps = config.train.max_steps or math.ceil(
-            config.train.num_train_epochs * len(reader.dataset) / reader.plan.global_batch_size
-        )
+        num_steps = count_steps(config, reader)
         trainer = Trainer(
             config,
             denoiser,
@@ -84,8 +91,7 @@ def run(config: Config, parallel: Parallel) -> None:
             num_steps=num_steps,
             facts=_facts(reader, teacher),
             config_text=config_text,
-            # Only what comes over the network has a head to divide.
-            teacher_head=teacher.sharded_head if isinstance(teacher, RemoteTeacher) else None,
+            teacher_head=None if teacher is None else teacher.sharded_head,
         )
         _announce(denoiser, reader, teacher, num_steps, parallel)
         prefetcher: Prefetcher[MicroStep, list[StateBatch]] = Prefetcher(
@@ -121,11 +127,35 @@ def run(config: Config, parallel: Parallel) -> None:
             logger.info("exported folder=%s", folder)
 
 
-def _connect(
+def _target_source(
     config: Config, parallel: Parallel, stack: contextlib.ExitStack
-) -> RemoteTeacher | None:
+) -> RemoteTeacher | TargetStore | None:
     if not config.uses_teacher:
         return None
+    distill = config.distill
+    if not distill.use_stored_logits:
+        return connect_teacher(config, parallel, stack)
+    assert distill.stored_logits_path is not None
+    store = TargetStore(
+        distill.stored_logits_path,
+        temperature=distill.temperature,
+        device=parallel.device,
+        expected=StoreExpectations(revision=distill.teacher_revision),
+        wait_s=distill.teacher_timeout_s,
+        head_shards=_head_shards(config, parallel),
+    )
+    return stack.enter_context(store)
+
+
+def connect_teacher(
+    config: Config, parallel: Parallel, stack: contextlib.ExitStack
+) -> RemoteTeacher:
+    """Connects to the teacher that the configuration names; starts one where it has no address.
+
+    Raises:
+        ValueError: it has another revision than distill.teacher_revision.
+        TeacherStartError: the local one ended before it was ready.
+    """
     distill = config.distill
     address = distill.teacher_address
     if not address:
@@ -146,6 +176,12 @@ def _connect(
             client_id=f"rank{parallel.rank}-{os.getpid()}",
         )
     )
+    revision = client.describe().revision
+    if distill.teacher_revision not in (None, revision):
+        raise ValueError(
+            f"distill.teacher_revision is {distill.teacher_revision!r}, the teacher serves "
+            f"{revision!r}; name the right teacher or its revision"
+        )
     return RemoteTeacher(
         client,
         spec=wire.TargetSpec(
@@ -167,10 +203,14 @@ def _connect(
             entropy_bound=distill.diffusion_entropy_bound,
         ),
         device=parallel.device,
-        head_shards=(parallel.rank, parallel.world_size)
-        if parallel.has_group and config.train.data_parallel_mode != "ddp"
-        else None,
+        head_shards=_head_shards(config, parallel),
     )
+
+
+def _head_shards(config: Config, parallel: Parallel) -> tuple[int, int] | None:
+    if not parallel.has_group or config.train.data_parallel_mode == "ddp":
+        return None
+    return parallel.rank, parallel.world_size
 
 
 def _start_local_teacher(
@@ -225,10 +265,25 @@ def _global_batch_size(config: Config, parallel: Parallel) -> int:
     return size
 
 
-def _check_fits(denoiser: Denoiser, teacher: RemoteTeacher, config: Config) -> None:
+def count_steps(config: Config, reader: BatchReader) -> int:
+    """Optimizer steps of the run."""
+    return config.train.max_steps or math.ceil(
+        config.train.num_train_epochs * reader.plan.dataset_size / reader.plan.global_batch_size
+    )
+
+
+def check_fits(info: DenoiserInfo, teacher: TargetSource, config: Config) -> None:
+    """Refuses a teacher or a store that speaks of other ids, or cannot take such requests.
+
+    Args:
+        info: of the student.
+
+    Raises:
+        ValueError: naming what does not fit.
+    """
     description = teacher.description
     check_vocabulary(
-        denoiser.info,
+        info,
         TeacherFacts(
             vocab_size=description.vocab_size,
             mask_token_id=description.mask_token_id,
@@ -241,6 +296,10 @@ def _check_fits(denoiser: Denoiser, teacher: RemoteTeacher, config: Config) -> N
             f"data.max_seq_len is {config.data.max_seq_len}, the teacher's maximum is "
             f"{description.max_length}; lower data.max_seq_len"
         )
+    if isinstance(teacher, TargetStore):
+        # What follows are limits of requests, and nothing is asked.
+        check_encoding(config, teacher)
+        return
     num_tokens = config.train.micro_batch_size * config.data.max_seq_len
     if num_tokens > description.max_tokens:
         raise ValueError(
@@ -260,14 +319,22 @@ def _check_fits(denoiser: Denoiser, teacher: RemoteTeacher, config: Config) -> N
         )
 
 
-def _reader(
+def build_reader(
     config: Config,
     denoiser: Denoiser,
     parallel: Parallel,
     *,
-    teacher: RemoteTeacher | None,
+    teacher: TargetSource | None,
     global_batch_size: int,
 ) -> BatchReader:
+    """Reads the data and plans its order.
+
+    Args:
+        denoiser: of it, only the facts and the tokenizer.
+
+    Raises:
+        ValueError: no tokenizer, no data, or sequences that are too long.
+    """
     if denoiser.tokenizer is None:
         raise ValueError(
             f"{denoiser.info.name} has no tokenizer to read data.train_path with; put the "
@@ -291,11 +358,7 @@ def _reader(
         )
     return BatchReader(
         dataset=dataset,
-        plan=BatchPlan(
-            dataset_size=len(dataset),
-            global_batch_size=global_batch_size,
-            seed=config.train.seed,
-        ),
+        plan=_plan(config, dataset, teacher, global_batch_size),
         micro_batch_size=config.train.micro_batch_size,
         rank=parallel.rank,
         world_size=parallel.world_size,
@@ -312,12 +375,34 @@ def _reader(
     )
 
 
-def _facts(reader: BatchReader, teacher: RemoteTeacher | None) -> dict[str, int | str]:
+def _plan(
+    config: Config,
+    dataset: TokenizedDataset,
+    teacher: TargetSource | None,
+    global_batch_size: int,
+) -> BatchPlan:
+    if isinstance(teacher, TargetStore) and teacher.identity.kind == DATASET_PLAN:
+        kept = covered_sequences(dataset, teacher.reader)
+        logger.info("store sequences=%d of=%d", len(kept), len(dataset))
+        return SubsetPlan(
+            dataset_size=len(kept),
+            global_batch_size=global_batch_size,
+            seed=config.train.seed,
+            kept=kept,
+        )
+    return BatchPlan(
+        dataset_size=len(dataset),
+        global_batch_size=global_batch_size,
+        seed=config.train.seed,
+    )
+
+
+def _facts(reader: BatchReader, teacher: TargetSource | None) -> dict[str, int | str]:
     """What decides a run's batches and targets beside the step."""
     facts: dict[str, int | str] = {
         "global_batch_size": reader.plan.global_batch_size,
         "seed": reader.plan.seed,
-        "num_sequences": len(reader.dataset),
+        "num_sequences": reader.plan.dataset_size,
         "num_data_tokens": len(reader.dataset.token_ids),
     }
     if teacher is not None:
@@ -325,7 +410,26 @@ def _facts(reader: BatchReader, teacher: RemoteTeacher | None) -> dict[str, int 
     return facts
 
 
-def _source(config: Config, reader: BatchReader, teacher: RemoteTeacher | None) -> StateSource:
+def _source(config: Config, reader: BatchReader, teacher: TargetSource | None) -> StateSource:
+    if isinstance(teacher, TargetStore):
+        if teacher.identity.kind == DATASET_PLAN:
+            return StoredStates(
+                reader=reader, config=config.train, distill=config.distill, store=teacher
+            )
+        if teacher.identity.kind == RUN_PLAN:
+            check_run_plan(config, reader, teacher)
+    if config.distill.stored_logits_skip_corrupt and config.distill.use_stored_logits:
+        raise ValueError(
+            "distill.stored_logits_skip_corrupt is true, but the store holds the states of a run: "
+            "none of them has a substitute; use `distill store verify --drop` and precompute again"
+        )
+    return live_states(config, reader, teacher)
+
+
+def live_states(
+    config: Config, reader: BatchReader, teacher: TargetSource | None
+) -> NoisedStates | TrajectoryStates:
+    """The states of a run, made as it goes; the teacher may be a recording or a store."""
     if teacher is not None and config.distill.state_source == "trajectory":
         return TrajectoryStates(
             reader=reader, config=config.train, distill=config.distill, teacher=teacher
@@ -336,7 +440,7 @@ def _source(config: Config, reader: BatchReader, teacher: RemoteTeacher | None) 
 def _announce(
     denoiser: Denoiser,
     reader: BatchReader,
-    teacher: RemoteTeacher | None,
+    teacher: TargetSource | None,
     num_steps: int,
     parallel: Parallel,
 ) -> None:

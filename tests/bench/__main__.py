@@ -39,6 +39,7 @@ BENCHES: dict[str, str] = {
     "parity": "tests.bench.parity",
     "overhead": "tests.bench.overhead",
     "resume": "tests.bench.resume",
+    "store": "tests.bench.store",
 }
 
 

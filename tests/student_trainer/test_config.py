@@ -76,7 +76,7 @@ def test_training_that_cannot_be_is_refused(fields, message):
         ({"freeze_teacher": False}, "distill.freeze_teacher must be true, got False"),
         (
             {"use_stored_logits": True},
-            "distill.use_stored_logits must be false: training from stored targets is not built",
+            "distill.stored_logits_path must be a folder or URL with",
         ),
         ({"prompt_fraction": 1.0}, "distill.prompt_fraction must be in [0, 1), got 1.0"),
         ({"num_sampling_steps": 0}, "distill.num_sampling_steps must be >= 1, got 0"),

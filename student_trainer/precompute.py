@@ -1,0 +1,193 @@
+"""`distill precompute`: a teacher's targets for a data set or for a training run, into a store.
+
+Exit codes: 0 done, 1 failed, 2 misused.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from masked_diffusion import checkpoints, pretrained
+from masked_diffusion.families import Denoiser
+from protos import errors
+from student_trainer import config_file, train
+from student_trainer.config import Config
+from student_trainer.parallel import Parallel
+from student_trainer.precompute_options import PrecomputeOptions, parse
+from student_trainer.prefetch import Prefetcher
+from student_trainer.recording import RecordingTeacher
+from student_trainer.states import BatchReader, MicroStep
+from student_trainer.store.folder import StoreFolder
+from student_trainer.store.head import save_head
+from student_trainer.store.identity import StoreIdentity
+from student_trainer.store.reader import StoreReader
+from student_trainer.store.records import Unit
+from student_trainer.store.writer import StoreWriter
+from student_trainer.stored_plan import SequentialPlan, dataset_key, dataset_plan, run_plan
+from student_trainer.student_config import read_config
+from student_trainer.targets import RemoteTeacher
+from student_trainer.teacher_process import TeacherStartError
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILED = 1
+EXIT_MISUSED = 2
+
+
+def run(options: PrecomputeOptions) -> dict[str, int]:
+    """Computes what the store misses; returns the writer's totals."""
+    config = options.config
+    parallel = Parallel(device=torch.device("cpu"))
+    with contextlib.ExitStack() as stack:
+        teacher = train.connect_teacher(config, parallel, stack)
+        denoiser = _without_weights(config)
+        train.check_fits(denoiser.info, teacher, config)
+        work = _work(options, denoiser, teacher, parallel)
+        writer = stack.enter_context(
+            StoreWriter(
+                options.output_path,
+                _identity(options, work.reader, teacher),
+                share=options.share,
+                max_shard_bytes=options.max_shard_bytes,
+                max_shard_age_s=options.max_shard_age_s,
+            )
+        )
+        _save_head(options.output_path, teacher)
+        work.store = stack.enter_context(StoreReader(options.output_path))
+        prefetcher = Prefetcher(
+            work.micro_steps(),
+            work.units,
+            window=config.distill.prefetch_window,
+            on_close=teacher.close,
+        )
+        with prefetcher:
+            for units in prefetcher:
+                for unit in units:
+                    writer.add(unit)
+        writer.finish()
+        return writer.counts
+
+
+@dataclass(kw_only=True, eq=False)
+class _Work:
+    """The micro-steps of this worker, and what each of them adds to the store."""
+
+    options: PrecomputeOptions
+    reader: BatchReader
+    num_steps: int
+    teacher: RemoteTeacher
+    store: StoreReader | None = None
+
+    def micro_steps(self) -> Iterator[MicroStep]:
+        """Every n-th micro-step: all workers go forward together, as a reader that follows does."""
+        share = self.options.share
+        for number, micro_step in enumerate(self.reader.micro_steps(0, self.num_steps)):
+            if number % share.total == share.number:
+                yield micro_step
+
+    def units(self, micro_step: MicroStep) -> list[Unit]:
+        """The units that the store misses, asked for; runs on several threads."""
+        assert self.store is not None
+        recorder = RecordingTeacher(
+            self.teacher,
+            self.store,
+            example_of=None if self.options.is_run else self._example_key,
+        )
+        batches = train.live_states(self.options.config, self.reader, recorder).states(micro_step)
+        return recorder.units(
+            torch.cat([batch.t_B for batch in batches]),
+            torch.cat([batch.num_maskable_B for batch in batches]),
+        )
+
+    def _example_key(self, sequence_id: int) -> bytes:
+        plan = self.reader.plan
+        assert isinstance(plan, SequentialPlan)
+        return dataset_key(self.reader.dataset, sequence_id // plan.num_passes)
+
+
+def _work(
+    options: PrecomputeOptions, denoiser: Denoiser, teacher: RemoteTeacher, parallel: Parallel
+) -> _Work:
+    config = options.config
+    micro_batch_size = config.train.micro_batch_size
+    size = config.train.global_batch_size or micro_batch_size
+    reader = train.build_reader(config, denoiser, parallel, teacher=teacher, global_batch_size=size)
+    num_steps = train.count_steps(config, reader)
+    if not options.is_run:
+        num_sequences = min(len(reader.dataset), options.max_examples or len(reader.dataset))
+        plan = SequentialPlan(
+            dataset_size=num_sequences,
+            global_batch_size=micro_batch_size,
+            seed=config.train.seed,
+            num_passes=options.num_passes,
+        )
+        reader = dataclasses.replace(reader, plan=plan)
+        num_steps = plan.num_steps
+    return _Work(options=options, reader=reader, num_steps=num_steps, teacher=teacher)
+
+
+def _identity(
+    options: PrecomputeOptions, reader: BatchReader, teacher: RemoteTeacher
+) -> StoreIdentity:
+    config = options.config
+    return StoreIdentity(
+        teacher=teacher.description,
+        targets=teacher.spec,
+        sampler=teacher.sampler if config.distill.state_source == "trajectory" else None,
+        plan=run_plan(config, reader)
+        if options.is_run
+        else dataset_plan(config, num_passes=options.num_passes),
+    )
+
+
+def _save_head(output_path: str, teacher: RemoteTeacher) -> None:
+    if teacher.spec.encoding == "hidden":
+        with StoreFolder(output_path) as folder:
+            save_head(folder, teacher.client.head())
+
+
+def _without_weights(config: Config) -> Denoiser:
+    """The facts and the tokenizer of the student, or of the teacher where there is none yet."""
+    model = config.model
+    path = model.model_path or model.config_path or config.distill.teacher_model_path
+    if path is None:
+        raise config_file.ConfigError(
+            "nobody says how the data is tokenized; give --tokenizer_path (a folder with "
+            "config.json and the tokenizer) beside --teacher_address"
+        )
+    path = os.path.expanduser(path)
+    model_config = read_config(path)
+    tokenizer = pretrained.load_tokenizer(path, model_config, trust_remote_code=False)
+    with torch.device("meta"):
+        return checkpoints.new_denoiser(model_config, tokenizer, seed=0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Precomputes as the arguments say; returns the exit code."""
+    logging.basicConfig(
+        level=os.environ.get("LOG_LEVEL", "INFO"),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        counts = run(options)
+    except config_file.ConfigError as error:
+        print(f"distill precompute: {error}", file=sys.stderr)
+        return EXIT_MISUSED
+    except (ValueError, OSError, TeacherStartError, errors.TeacherError) as error:
+        logger.debug("failed", exc_info=True)
+        print(f"distill precompute: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    print(f"{options.output_path}: {counts}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""The index: what a store is and which shards it has; one file for each writer."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from student_trainer.store.errors import CorruptStoreError, StoreError
+from student_trainer.store.folder import StoreFolder
+from student_trainer.store.identity import StoreIdentity
+
+FORMAT = "dllm-distill target store"
+VERSION = 1
+_INDEX_NAME = re.compile(r"index(-(?P<number>\d+)-of-(?P<total>\d+))?\.json")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkShare:
+    """Which share of the work a writer has, and the names of its files."""
+
+    number: int = 0
+    total: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.total:
+            raise ValueError(
+                f"shard {self.number}/{self.total} is none of the shards 0 to {self.total - 1}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> "WorkShare":
+        """Reads `i/n`, i from 0."""
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if match is None:
+            raise ValueError(f"shard must be i/n with i from 0, such as 0/4, got {text!r}")
+        return cls(number=int(match[1]), total=int(match[2]))
+
+    @property
+    def index_name(self) -> str:
+        """The writer's index file."""
+        return f"index{self._suffix}.json"
+
+    def shard_name(self, number: int) -> str:
+        """The writer's shard with this number."""
+        return f"shard{self._suffix}-{number:05}.safetensors"
+
+    @property
+    def _suffix(self) -> str:
+        return "" if self.total == 1 else f"-{self.number:03}-of-{self.total:03}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardEntry:
+    """One shard, as its index knows it."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+    table_crc32c: int
+    """See `columns.table_crc32c`."""
+    num_units: int
+    num_records: int
+    num_positions: int
+    dropped_units: tuple[int, ...] = ()
+    """Units that were found corrupt and given up: as if they were not there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreIndex:
+    """The content of one index file."""
+
+    identity: StoreIdentity
+    shards: tuple[ShardEntry, ...] = ()
+    finished: bool = False
+    """True once the writer did its whole share."""
+
+    def with_shard(self, entry: ShardEntry) -> "StoreIndex":
+        """The index with one more shard."""
+        return replace(self, shards=(*self.shards, entry))
+
+    def counts(self) -> dict[str, int]:
+        """Totals over the shards."""
+        return count(self.shards)
+
+    def to_bytes(self) -> bytes:
+        """The file."""
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            **self.identity.to_json(),
+            "finished": self.finished,
+            "counts": self.counts(),
+            "shards": [asdict(entry) for entry in self.shards],
+        }
+        return (json.dumps(content, indent=1) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes, *, where: str) -> "StoreIndex":
+        """Reads a file.
+
+        Raises:
+            CorruptStoreError: it is no JSON object or a field is wrong.
+            StoreError: it is something else, or of another version.
+        """
+        try:
+            values: Mapping[str, Any] = json.loads(content)
+            found = (values.get("format"), values.get("version"))
+        except (ValueError, AttributeError) as error:
+            raise CorruptStoreError(f"{where} is no index of a store: {error}") from error
+        if found != (FORMAT, VERSION):
+            raise StoreError(
+                f"{where} has format {found[0]!r} version {found[1]!r}, this program reads "
+                f"{FORMAT!r} version {VERSION}"
+            )
+        try:
+            return cls(
+                identity=StoreIdentity.from_json(values),
+                shards=tuple(_entry(entry) for entry in values["shards"]),
+                finished=bool(values["finished"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise CorruptStoreError(f"{where} is damaged: {error!r}") from error
+
+
+def count(shards: Sequence[ShardEntry]) -> dict[str, int]:
+    """Totals over shards."""
+    names = ("num_units", "num_records", "num_positions", "num_bytes")
+    totals = {name: sum(getattr(entry, name) for entry in shards) for name in names}
+    return totals | {"num_dropped_units": sum(len(entry.dropped_units) for entry in shards)}
+
+
+def read_indices(folder: StoreFolder) -> dict[str, StoreIndex]:
+    """All indices of a folder by their names; none where there is no store.
+
+    Raises:
+        StoreMismatchError: they are of different teachers or questions.
+    """
+    found: dict[str, StoreIndex] = {}
+    for name in folder.names():
+        if _INDEX_NAME.fullmatch(name):
+            where = f"{folder.url}/{name}"
+            try:
+                found[name] = StoreIndex.from_bytes(folder.read(name), where=where)
+            except FileNotFoundError:
+                continue  # merged away since it was listed
+    first: StoreIndex | None = None
+    for name, index in found.items():
+        if first is not None:
+            first.identity.check_same(index.identity, where=folder.url, whose=name)
+        first = first or index
+    return found
+
+
+def all_finished(indices: Mapping[str, StoreIndex]) -> bool:
+    """True where a whole pass was done: by one writer, or by all n of those that shared it."""
+    whole = WorkShare().index_name
+    if whole in indices and indices[whole].finished:
+        return True
+    done = [_match(name) for name, index in indices.items() if name != whole and index.finished]
+    shares = {(int(match["number"]), int(match["total"])) for match in done}
+    return any(
+        all((number, total) in shares for number in range(total))
+        for total in {total for _, total in shares}
+    )
+
+
+def _match(name: str) -> re.Match[str]:
+    match = _INDEX_NAME.fullmatch(name)
+    assert match is not None
+    return match
+
+
+def _entry(values: Mapping[str, Any]) -> ShardEntry:
+    known = {field.name: values[field.name] for field in fields(ShardEntry)}
+    return ShardEntry(**known | {"dropped_units": tuple(known["dropped_units"])})

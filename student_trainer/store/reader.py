@@ -1,0 +1,193 @@
+"""The reader: units by their keys, at random, while a writer may still add to the store."""
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from student_trainer.store.errors import StoreError
+from student_trainer.store.folder import StoreFolder
+from student_trainer.store.identity import StoreIdentity
+from student_trainer.store.index import (
+    ShardEntry,
+    StoreIndex,
+    all_finished,
+    count,
+    read_indices,
+)
+from student_trainer.store.keys import KEY_BYTES, NO_KEY
+from student_trainer.store.records import Unit
+from student_trainer.store.shard import Shard
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPlace:
+    """Where a unit lies."""
+
+    shard: Shard
+    number: int
+
+    def read(self) -> Unit:
+        """The unit; CorruptStoreError where it is not what was written."""
+        return self.shard.unit(self.number)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Places:
+    """Keys in order, with the places of their units."""
+
+    keys: np.ndarray
+    """[U] bytes of 16."""
+    shards: np.ndarray
+    """[U] index of the shard."""
+    units: np.ndarray
+    """[U] number of the unit in it."""
+
+    @classmethod
+    def of(cls, shards: list[Shard], column: str) -> "_Places":
+        keys = [np.zeros(0, dtype=f"S{KEY_BYTES}")]
+        shard_numbers, units = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+        for number, shard in enumerate(shards):
+            column_keys = getattr(shard, column)
+            kept = np.setdiff1d(np.arange(len(column_keys)), shard.entry.dropped_units)
+            kept = kept.astype(np.int64)
+            keys.append(np.ascontiguousarray(column_keys[kept]).view(f"S{KEY_BYTES}").reshape(-1))
+            units.append(kept)
+            shard_numbers.append(np.full(len(kept), number, dtype=np.int64))
+        all_keys = np.concatenate(keys)
+        order = np.argsort(all_keys, kind="stable")
+        return cls(
+            all_keys[order], np.concatenate(shard_numbers)[order], np.concatenate(units)[order]
+        )
+
+    def find(self, key: bytes) -> range:
+        """The entries with this key, in the order in which they were written."""
+        wanted = np.array(key, dtype=self.keys.dtype)
+        return range(
+            int(np.searchsorted(self.keys, wanted, side="left")),
+            int(np.searchsorted(self.keys, wanted, side="right")),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Snapshot:
+    """The store as it was at one moment."""
+
+    indices: Mapping[str, StoreIndex]
+    shards: list[Shard]
+    by_key: _Places
+    by_example: _Places
+
+
+class StoreReader:
+    """Reads a store; any number of processes may, in any order, with several threads each."""
+
+    def __init__(self, url: str | os.PathLike[str], *, cache_folder: Path | None = None) -> None:
+        """Opens it.
+
+        Raises:
+            StoreError: there is no store, or its files contradict each other.
+            CorruptStoreError: a shard is missing, cut, or its tables are damaged.
+        """
+        self.folder = StoreFolder(url, cache_folder=cache_folder)
+        self._lock = threading.Lock()
+        self._snapshot = self._read({})
+        self.identity: StoreIdentity = next(iter(self._snapshot.indices.values())).identity
+
+    def __enter__(self) -> "StoreReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Removes copies of remote files."""
+        self.folder.close()
+
+    @property
+    def url(self) -> str:
+        """Where the store is."""
+        return self.folder.url
+
+    @property
+    def finished(self) -> bool:
+        """True where its writers did all they were asked to."""
+        return all_finished(self._snapshot.indices)
+
+    @property
+    def shards(self) -> list[Shard]:
+        """The shards, in the order of their names."""
+        return list(self._snapshot.shards)
+
+    @property
+    def entries(self) -> list[ShardEntry]:
+        """The shards as the indices name them."""
+        return [shard.entry for shard in self._snapshot.shards]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Totals over all shards."""
+        return count(self.entries)
+
+    def __len__(self) -> int:
+        """Units."""
+        return len(self._snapshot.by_key.keys)
+
+    def refresh(self) -> bool:
+        """Looks what writers added; True where there are more shards now."""
+        with self._lock:
+            known = {shard.entry: shard for shard in self._snapshot.shards}
+            fresh = self._read(known)
+            grown = {shard.entry for shard in fresh.shards} != known.keys()
+            self._snapshot = fresh
+        return grown
+
+    def find(self, key: bytes) -> UnitPlace | None:
+        """Where the unit with this key lies; None where it is not there (yet)."""
+        snapshot = self._snapshot
+        return next(self._places(snapshot, snapshot.by_key, key), None)
+
+    def find_example(self, example_key: bytes) -> list[UnitPlace]:
+        """Where the units made from a clean sequence lie, in the order they were written."""
+        snapshot = self._snapshot
+        return list(self._places(snapshot, snapshot.by_example, example_key))
+
+    def has_example(self, example_key: bytes) -> bool:
+        """Whether any unit was made from a clean sequence."""
+        return example_key != NO_KEY and bool(self._snapshot.by_example.find(example_key))
+
+    def places(self) -> Iterator[UnitPlace]:
+        """All units, in the order they were written."""
+        for shard in self._snapshot.shards:
+            for number in range(shard.entry.num_units):
+                if number not in shard.entry.dropped_units:
+                    yield UnitPlace(shard, number)
+
+    @staticmethod
+    def _places(snapshot: _Snapshot, places: _Places, key: bytes) -> Iterator[UnitPlace]:
+        for entry in places.find(key):
+            yield UnitPlace(snapshot.shards[places.shards[entry]], int(places.units[entry]))
+
+    def _read(self, known: Mapping[ShardEntry, Shard]) -> _Snapshot:
+        indices = read_indices(self.folder)
+        if not indices:
+            raise StoreError(
+                f"{self.folder.url} holds no store (no index.json); make one with "
+                "`distill precompute --output_path ...`, or name another folder"
+            )
+        # One shard may be in two indices for the moment in which they are merged.
+        entries = {entry.name: entry for index in indices.values() for entry in index.shards}
+        shards = [
+            known.get(entry)
+            or Shard(self.folder.local_path(entry.name), entry, store=self.folder.url)
+            for _, entry in sorted(entries.items())
+        ]
+        return _Snapshot(
+            indices=indices,
+            shards=shards,
+            by_key=_Places.of(shards, "unit_keys"),
+            by_example=_Places.of(shards, "example_keys"),
+        )

@@ -1,0 +1,146 @@
+"""The files of a store: the same records back, and damage found by name."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from safetensors import safe_open
+
+from protos import codec, teacher_pb2
+from student_trainer.store import CorruptStoreError, StoreMismatchError, StoreReader, StoreWriter
+from student_trainer.store import columns as store_columns
+from student_trainer.store.format import RecordFormat
+from student_trainer.store.identity import StoreIdentity
+from student_trainer.store.records import StoredRecord, Unit
+from student_trainer.store.verify import verify
+from student_trainer.wire import TargetSpec, TeacherDescription
+from tests.protos import records
+
+TEACHER = TeacherDescription.from_message(
+    teacher_pb2.DescribeTeacherResponse(revision="0f3a", mask_token_id=12)
+)
+IDENTITY = StoreIdentity(teacher=TEACHER, targets=TargetSpec(encoding="top_k"), sampler=None)
+KILLED = """
+import sys
+from tests.student_trainer.store.test_store import IDENTITY, StoreWriter, unit
+with StoreWriter(sys.argv[1], IDENTITY, max_shard_bytes=1) as writer:
+    for number in range(5):
+        writer.add(unit(number))
+    writer._max_shard_bytes = 1 << 40
+    writer.add(unit(5))
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def unit(number: int) -> Unit:
+    targets = replace(records.example(), sequence_id=number)
+    record = StoredRecord(targets=targets, t=0.5, num_maskable=4)
+    return Unit(key=number.to_bytes(16, "big"), records=(record,))
+
+
+def write(folder: object, numbers: range = range(6)) -> None:
+    with StoreWriter(str(folder), IDENTITY, max_shard_bytes=1) as writer:
+        for number in numbers:
+            writer.add(unit(number))
+        writer.finish()
+
+
+@given(records.step_targets().filter(lambda targets: targets.state is not None))
+def test_a_record_comes_back_as_the_same_payload(targets):
+    record_format = RecordFormat.of(targets, mask_token_id=3)
+    record = StoredRecord(targets=targets, t=0.5, num_maskable=4)
+    found = store_columns.to_columns([Unit(key=bytes(16), records=(record,))], record_format)
+    back = store_columns.to_record(found, 0, record_format).targets
+    if len(targets.positions):
+        assert codec.encode_targets(back) == codec.encode_targets(targets)
+
+
+@pytest.mark.parametrize("url", ["local", "memory://store_of_a_test"])
+def test_units_are_found_by_key_and_a_reader_follows_a_writer(url, tmp_path):
+    url = str(tmp_path) if url == "local" else url
+    write(url, range(3))
+    with StoreReader(url) as reader:
+        assert reader.finished and reader.find(unit(4).key) is None
+        write(url, range(3, 6))
+        assert reader.refresh() and not reader.refresh()
+        for number in (5, 0, 3):
+            place = reader.find(unit(number).key)
+            assert place is not None
+            (record,) = place.read().records
+            assert records.content(record.targets) == records.content(
+                unit(number).records[0].targets
+            )
+
+
+def test_the_library_reads_a_shard(tmp_path):
+    write(tmp_path, range(1))
+    with safe_open(tmp_path / "shard-00000.safetensors", framework="numpy") as file:
+        assert file.get_tensor("sequence_ids").tolist() == [0]
+        assert file.get_tensor("states").tolist() == list(range(10, 16))
+
+
+def test_a_writer_that_is_killed_loses_the_open_shard_alone(tmp_path):
+    child = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[3],
+    )
+    assert child.stdout is not None and child.stdin is not None
+    assert child.stdout.readline() == b"ready\n"
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    child.stdin.close()
+    child.stdout.close()
+    with StoreReader(tmp_path) as reader:
+        assert len(reader) == 5 and not reader.finished
+    assert verify(tmp_path) == []
+    write(tmp_path, range(5, 6))
+    with StoreReader(tmp_path) as reader:
+        assert len(reader) == 6 and reader.finished
+
+
+def test_a_flipped_bit_is_named_and_given_up_only_if_asked(tmp_path):
+    write(tmp_path)
+    path = tmp_path / "shard-00002.safetensors"
+    content = bytearray(path.read_bytes())
+    with StoreReader(tmp_path) as reader:
+        offset = bytes(content).rindex(reader.shards[2]._file.arrays["log_probs"].tobytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+    with StoreReader(tmp_path) as reader:
+        place = reader.find(unit(2).key)
+        assert place is not None
+        with pytest.raises(CorruptStoreError, match=r"shard-00002.*record 0 \(sequence 2, step 3"):
+            place.read()
+    assert [problem.file for problem in verify(tmp_path)] == [path.name]
+    verify(tmp_path, drop=True)
+    with StoreReader(tmp_path) as reader:
+        assert len(reader) == 5 and reader.find(unit(2).key) is None
+
+
+def test_a_cut_file_is_named_and_given_up_only_if_asked(tmp_path):
+    write(tmp_path)
+    path = tmp_path / "shard-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(CorruptStoreError, match=r"shard-00001.*has \d+ bytes, written were"):
+        StoreReader(tmp_path)
+    verify(tmp_path, drop=True)
+    with StoreReader(tmp_path) as reader:
+        assert len(reader) == 5
+
+
+@pytest.mark.parametrize("name", ["revision", "tokenizer_fingerprint", "vocab_size"])
+def test_targets_of_another_teacher_are_refused_by_name(tmp_path, name):
+    write(tmp_path)
+    values: dict[str, Any] = {name: 7 if name == "vocab_size" else "other"}
+    other = replace(IDENTITY, teacher=replace(TEACHER, **values))
+    with pytest.raises(StoreMismatchError, match=f"teacher.{name} = "):
+        StoreWriter(tmp_path, other).__enter__()
