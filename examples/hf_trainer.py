@@ -7,6 +7,7 @@ python examples/hf_trainer.py --student FOLDER --data TEXTS --teacher_address 12
 
 import itertools
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +113,18 @@ class DistillationTrainer(Trainer):
         self.objective.denoiser.load_state_dict(load_denoiser(folder).state_dict())
 
 
+def check_ranks(args: TrainingArguments) -> None:
+    """Refuses what Trainer takes in silence: one process on many GPUs, many that do not meet."""
+    if args.n_gpu > 1:
+        raise ValueError(f"{args.n_gpu} GPUs and one process; start one a GPU with torchrun")
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if args.world_size != num_ranks:
+        raise ValueError(
+            f"torchrun started {num_ranks} ranks, Trainer sees {args.world_size}; on CPUs give "
+            "--use_cpu true"
+        )
+
+
 def train(options: Options, args: TrainingArguments) -> None:
     # float32 whatever was saved; --bf16 then computes in bfloat16, but for the loss and the head.
     student = load_denoiser(options.student, dtype=torch.float32).train()
@@ -157,9 +170,6 @@ def train(options: Options, args: TrainingArguments) -> None:
 
 def main() -> int:
     options, args = HfArgumentParser((Options, TrainingArguments)).parse_args_into_dataclasses()  # type: ignore[arg-type]
-    if args.n_gpu > 1:
-        print("hf_trainer: start one process a GPU with torchrun", file=sys.stderr)
-        return 2
     args.remove_unused_columns = False  # samples are no dicts of the model's arguments
     args.train_sampling_strategy = "sequential"  # RunSamples is shuffled already
     args.ddp_find_unused_parameters = False  # every parameter of the objective is used
@@ -168,6 +178,7 @@ def main() -> int:
         args.dataloader_multiprocessing_context = "spawn"
         args.dataloader_persistent_workers = True
     try:
+        check_ranks(args)
         train(options, args)
     except (ValueError, OSError, TeacherError) as error:
         print(f"hf_trainer: {error}", file=sys.stderr)
