@@ -23,6 +23,7 @@ from student_trainer import (
     RunSamples,
     StateBatch,
     StateCollator,
+    TargetStore,
     TeacherError,
     common_info,
     load_dataset,
@@ -37,7 +38,7 @@ def train(options: argparse.Namespace) -> None:
     student = load_denoiser(options.student, dtype=torch.float32).train()
     if student.tokenizer is None:
         raise ValueError(f"{options.student} has no tokenizer to read {options.data} with")
-    with RemoteTeacher.connect(options.teacher_address, timeout_s=options.timeout_s) as teacher:
+    with source(options) as teacher:
         # Refuses a teacher of another tokenizer, vocabulary, mask id or kind of noise.
         info = common_info(student.info, teacher.description)
         data = load_dataset(
@@ -72,6 +73,13 @@ def train(options: argparse.Namespace) -> None:
     save_denoiser(student, options.output)
 
 
+def source(options: argparse.Namespace) -> TargetStore | RemoteTeacher:
+    """Where targets come from: what `distill precompute --run_config` wrote, or a server."""
+    if options.store:
+        return TargetStore(options.store)
+    return RemoteTeacher.connect(options.teacher_address, timeout_s=options.timeout_s)
+
+
 def backward(objective: DistillationObjective, batches: list[StateBatch]) -> dict[str, float]:
     """Gradients of (1 - alpha) * CE + alpha * KD over the micro-batches of one step."""
     normalizer = sum(objective.normalizer_share(batch) for batch in batches)
@@ -89,7 +97,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--student", required=True, help="checkpoint folder or hub id")
     parser.add_argument("--data", required=True, help="files or folders of text")
-    parser.add_argument("--teacher_address", required=True, help="HOST:PORT, several with commas")
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--teacher_address", help="HOST:PORT, several with commas")
+    choice.add_argument("--store", help="folder or URL of stored targets of the same states")
     parser.add_argument("--output", default="outputs/bare_loop", help="where the student goes")
     parser.add_argument("--alpha", type=float, default=0.5, help="the teacher's share of the loss")
     parser.add_argument("--lr", type=float, default=3e-4)

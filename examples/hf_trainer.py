@@ -30,6 +30,7 @@ from student_trainer import (
     StateBatch,
     StateCollator,
     TargetSource,
+    TargetStore,
     TeacherError,
     common_info,
     load_dataset,
@@ -43,7 +44,8 @@ class Options:
 
     student: str
     data: str
-    teacher_address: str
+    teacher_address: str = ""
+    store: str = ""
     eval_data: str | None = None
     alpha: float = 0.5
     max_seq_len: int = 512
@@ -113,6 +115,14 @@ class DistillationTrainer(Trainer):
         self.objective.denoiser.load_state_dict(load_denoiser(folder).state_dict())
 
 
+def source(options: Options, device: torch.device) -> TargetStore | RemoteTeacher:
+    """Where targets come from: what `distill precompute --run_config` wrote, or a server."""
+    if options.store:
+        return TargetStore(options.store, device=device)
+    address = options.teacher_address
+    return RemoteTeacher.connect(address, timeout_s=options.timeout_s, device=device)
+
+
 def check_ranks(args: TrainingArguments) -> None:
     """Refuses what Trainer takes in silence: one process on many GPUs, many that do not meet."""
     if args.n_gpu > 1:
@@ -131,9 +141,7 @@ def train(options: Options, args: TrainingArguments) -> None:
     tokenizer = student.tokenizer
     if tokenizer is None:
         raise ValueError(f"{options.student} has no tokenizer to read {options.data} with")
-    with RemoteTeacher.connect(
-        options.teacher_address, timeout_s=options.timeout_s, device=args.device
-    ) as teacher:
+    with source(options, args.device) as teacher:
         # Refuses a teacher of another tokenizer, vocabulary, mask id or kind of noise.
         info = common_info(student.info, teacher.description)
         global_batch_size = (

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from student_trainer.prefetch import Prefetcher
     from student_trainer.samples import RunSamples, Sample, StateCollator
     from student_trainer.states import StateBatch, with_targets
+    from student_trainer.store import StoreError, StoreExpectations, TargetStore
     from student_trainer.student import StudentSpec, build_student, common_info
     from student_trainer.targets import RemoteTeacher, TargetSource
 
@@ -32,8 +33,11 @@ _MODULES = {
     "Sample": "student_trainer.samples",
     "StateBatch": "student_trainer.states",
     "StateCollator": "student_trainer.samples",
+    "StoreError": "student_trainer.store",
+    "StoreExpectations": "student_trainer.store",
     "StudentSpec": "student_trainer.student",
     "TargetSource": "student_trainer.targets",
+    "TargetStore": "student_trainer.store",
     "TeacherError": "protos.errors",
     "TokenizedDataset": "student_trainer.data",
     "build_student": "student_trainer.student",
@@ -55,8 +59,11 @@ __all__ = [
     "Sample",
     "StateBatch",
     "StateCollator",
+    "StoreError",
+    "StoreExpectations",
     "StudentSpec",
     "TargetSource",
+    "TargetStore",
     "TeacherError",
     "TokenizedDataset",
     "build_student",

@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 
 from examples import bare_loop, hf_trainer
 from masked_diffusion import checkpoints
+from student_trainer import precompute
 from student_trainer.teacher_process import TeacherProcess
 from tests import tiny_models, training
 from tests.tcp_proxy import TcpProxy
@@ -81,7 +81,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         denoiser = checkpoints.new_denoiser(config, tokenizer, seed=num_layers)
         checkpoints.save_denoiser(denoiser, folder / name)
     data = training.write_texts(folder)
-    with TeacherProcess(str(folder / "teacher"), log_path=folder / "teacher.log") as teacher:
+    arguments = ["--deterministic"]
+    with TeacherProcess(
+        str(folder / "teacher"), log_path=folder / "teacher.log", extra_arguments=arguments
+    ) as teacher:
         settings: dict[str, object] = {
             "distill.teacher_address": teacher.address,
             "distill.distillation_alpha": 0.5,
@@ -94,7 +97,11 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
             "train.weight_decay": 0.0,
             "train.ckpt_manager": "none",
         }
-        steps = training.run(training.arguments(folder / "own", data, settings))
+        own_run = training.arguments(folder / "own", data, settings)
+        steps = training.run(own_run)
+        (folder / "run.yaml").write_text("", encoding="utf-8")
+        stored = [f"--output_path={folder / 'store'}", f"--run_config={folder / 'run.yaml'}"]
+        assert precompute.main([*stored, *own_run]) == 0
         yield Bench(folder=folder, address=teacher.address, steps=steps)
 
 
@@ -121,6 +128,37 @@ def test_the_bare_loop_is_the_trainers_run(bench: Bench) -> None:
         ours = [step[name] for step in bench.steps]
         assert [step[name] for step in steps] == pytest.approx(ours, rel=RELATIVE)
     bench.check("bare", [step["loss"] for step in steps])
+
+
+@pytest.mark.parametrize(("example", "main"), [(BARE, bare_loop.main), (HF, hf_trainer.main)])
+def test_stored_targets_give_the_same_run(
+    bench: Bench,
+    example: str,
+    main: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = f"stored_{Path(example).stem}"
+    command = bench.command(example, name, f"--store={bench.folder / 'store'}")
+    command.remove(f"--teacher_address={bench.address}")
+    monkeypatch.setattr(sys, "argv", command)
+    assert main() == 0
+    if example == HF:
+        bench.check(name, logged_losses(bench.folder / name))
+    else:
+        lines = capsys.readouterr().out.splitlines()
+        bench.check(name, [json.loads(line)["loss"] for line in lines if '"loss"' in line])
+
+
+def test_a_state_that_the_store_does_not_hold_is_an_error(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = (f"--store={bench.folder / 'store'}", f"--seed={SEED + 1}")
+    command = bench.command(BARE, "missing", *more)
+    command.remove(f"--teacher_address={bench.address}")
+    monkeypatch.setattr(sys, "argv", command)
+    assert bare_loop.main() == 1
+    assert "does not hold the state of sequence" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_hf_trainer_is_the_trainers_run_in_one_go_and_resumed(
@@ -158,21 +196,21 @@ def test_ranks_that_do_not_meet_are_refused(
     assert "torchrun started 2 ranks, Trainer sees 1" in capsys.readouterr().err
 
 
-def test_a_dead_teacher_is_one_clear_error(bench: Bench) -> None:
+def test_a_dead_teacher_is_one_clear_error(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.socket() as held:
         # Bound and not listening: nobody else gets this port, and nobody answers there.
         held.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{held.getsockname()[1]}"
         more = (f"--teacher_address={address}", "--timeout_s=0.5")
-        commands = [bench.command(example, "dead", *more) for example in (BARE, HF)]
-        # Side by side: most of it is imports.
-        with ThreadPoolExecutor() as threads:
-            both = list(threads.map(run, commands))
-    for finished in both:
-        assert finished.returncode == 1
-        assert "Traceback" not in finished.stderr
-        assert finished.stderr.count(f"no progress with {address}") == 1
-        assert "check the address and that teacher-server runs there" in finished.stderr
+        finished = run(bench.command(BARE, "dead", *more))
+        monkeypatch.setattr(sys, "argv", bench.command(HF, "dead", *more))
+        assert (finished.returncode, hf_trainer.main()) == (1, 1)
+    for said in (finished.stderr, capsys.readouterr().err):
+        assert "Traceback" not in said
+        assert said.count(f"no progress with {address}") == 1
+        assert "check the address and that teacher-server runs there" in said
     assert not (bench.folder / "dead").exists()
 
 
