@@ -19,7 +19,7 @@ def test_a_public_name_is_there_and_in_the_manual(name: str) -> None:
 
 def test_another_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="'student_trainer' has no attribute 'Teacher'"):
-        _ = student_trainer.Teacher  # type: ignore[attr-defined]
+        _ = student_trainer.Teacher
 
 
 def test_the_package_alone_imports_no_torch() -> None:
