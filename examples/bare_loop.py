@@ -30,12 +30,14 @@ from student_trainer import (
     with_targets,
 )
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def train(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     # float32 whatever was saved: in bfloat16, small updates of a weight are lost. For a new student
     # instead: build_student(StudentSpec(config_path=..., teacher_model_path=...), ...).
-    student = load_denoiser(options.student, dtype=torch.float32).train()
+    student = load_denoiser(options.student, device=DEVICE, dtype=torch.float32).train()
     if student.tokenizer is None:
         raise ValueError(f"{options.student} has no tokenizer to read {options.data} with")
     with source(options) as teacher:
@@ -76,8 +78,9 @@ def train(options: argparse.Namespace) -> None:
 def source(options: argparse.Namespace) -> TargetStore | RemoteTeacher:
     """Where targets come from: what `distill precompute --run_config` wrote, or a server."""
     if options.store:
-        return TargetStore(options.store)
-    return RemoteTeacher.connect(options.teacher_address, timeout_s=options.timeout_s)
+        return TargetStore(options.store, device=DEVICE)
+    address = options.teacher_address
+    return RemoteTeacher.connect(address, timeout_s=options.timeout_s, device=DEVICE)
 
 
 def backward(objective: DistillationObjective, batches: list[StateBatch]) -> dict[str, float]:

@@ -137,7 +137,7 @@ def check_ranks(args: TrainingArguments) -> None:
 
 def train(options: Options, args: TrainingArguments) -> None:
     # float32 whatever was saved; --bf16 then computes in bfloat16, but for the loss and the head.
-    student = load_denoiser(options.student, dtype=torch.float32).train()
+    student = load_denoiser(options.student, device=args.device, dtype=torch.float32).train()
     tokenizer = student.tokenizer
     if tokenizer is None:
         raise ValueError(f"{options.student} has no tokenizer to read {options.data} with")
