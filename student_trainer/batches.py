@@ -51,8 +51,12 @@ class BatchPlan:
 
     def sequence_indices(self, step: int) -> list[int]:
         """Returns the dataset index of each sample of a step, parallel to `sequence_ids`."""
-        places = (divmod(sample, self.dataset_size) for sample in self.sequence_ids(step))
-        return [int(self._order(epoch)[place]) for epoch, place in places]
+        return [self.sequence_index(sample) for sample in self.sequence_ids(step)]
+
+    def sequence_index(self, sample: int) -> int:
+        """Returns the dataset index of one sample."""
+        epoch, place = divmod(sample, self.dataset_size)
+        return int(self._order(epoch)[place])
 
     def _order(self, epoch: int) -> np.ndarray:
         order = self._orders.get(epoch)
@@ -80,11 +84,18 @@ def rank_slice(global_batch_size: int, *, rank: int, world_size: int) -> slice:
 def collate(
     dataset: TokenizedDataset, indices: Sequence[int], *, pad_token_id: int
 ) -> SequenceBatch:
-    """Pads sequences on the right to the longest of them."""
-    sequences = [dataset.sequence(index) for index in indices]
-    lengths_B = torch.tensor([len(ids) for ids in sequences])
+    """Pads sequences of a data set on the right to the longest of them."""
+    sequences = [(dataset.sequence(index), int(dataset.prompt_lengths[index])) for index in indices]
+    return pad_sequences(sequences, pad_token_id=pad_token_id)
+
+
+def pad_sequences(
+    sequences: Sequence[tuple[np.ndarray, int]], *, pad_token_id: int
+) -> SequenceBatch:
+    """Pads sequences, given with their prompts' lengths, on the right to the longest of them."""
+    lengths_B = torch.tensor([len(ids) for ids, _ in sequences])
     input_ids_BL = torch.full((len(sequences), int(lengths_B.max())), pad_token_id)
-    for row, ids in enumerate(sequences):
+    for row, (ids, _) in enumerate(sequences):
         input_ids_BL[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
-    prompt_lengths_B = torch.from_numpy(dataset.prompt_lengths[list(indices)].astype(np.int64))
+    prompt_lengths_B = torch.tensor([prompt_length for _, prompt_length in sequences])
     return SequenceBatch(input_ids_BL, lengths_B, prompt_lengths_B)

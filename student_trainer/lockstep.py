@@ -24,7 +24,7 @@ def without_loss(batch: StateBatch) -> StateBatch:
         batch,
         loss_BL=batch.loss_BL.new_zeros(batch.loss_BL.shape),
         targets=targets,
-        **_emptied(batch, suffixes=("_M",)),
+        **_emptied(batch, suffixes=("_M",)),  # type: ignore[arg-type]
     )
 
 

@@ -44,11 +44,25 @@ class DistillationObjective(nn.Module):
             vocab_size=denoiser.info.vocab_size, mask_token_id=denoiser.info.mask_token_id
         )
 
+    def normalizer_share(self, batch: StateBatch) -> int:
+        """What a batch adds to the normaliser.
+
+        Gradients are right when every batch is divided by the sum over all batches of an optimizer
+        step, those of other ranks included: a mean of means weighs short batches too much.
+        """
+        return losses.normalizer_count(
+            self._config,
+            num_masked=batch.num_masked,
+            num_tokens=int(batch.num_maskable_B.sum()),
+            num_sequences=len(batch.lengths_B),
+        )
+
     def forward(self, batch: StateBatch, normalizer: float) -> Objective:
         """Computes the loss of one batch of states.
 
         Args:
-            normalizer: the global count of `losses.normalizer_count`; > 0.
+            batch: with targets, unless alpha is 0.
+            normalizer: the sum of `normalizer_share` over the optimizer step; > 0.
         """
         device = self._device
         hidden_MD = self._hidden_states(batch)[batch.loss_BL.to(device)]

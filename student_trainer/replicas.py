@@ -137,7 +137,7 @@ class Replicas:
         names = ", ".join(known.name for known in self._replicas)
         mend = ""
         if isinstance(failure, errors.UnreachableError):
-            mend = "; check distill.teacher_address and that teacher-server runs there"
+            mend = "; check the address and that teacher-server runs there"
         return type(failure)(f"no progress with {names} for {waited_s:.0f} s: {failure}{mend}")
 
     @contextlib.contextmanager

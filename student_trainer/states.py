@@ -1,5 +1,6 @@
 """The states a student is trained on, with their labels and targets: made on prefetch threads."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masked_diffusion import forward_process
 from masked_diffusion.families import DenoiserInfo
-from masked_diffusion.noise import FORWARD_PROCESSES
-from masked_diffusion.randomness import keyed_uniforms, keyed_uniforms_batch
+from masked_diffusion.families.info import Noise
+from masked_diffusion.randomness import keyed_uniforms
 from protos import codec
 from student_trainer import losses
 from student_trainer.batches import BatchPlan, SequenceBatch, collate, rank_slice
 from student_trainer.config import DistillConfig, TrainConfig
 from student_trainer.data import TokenizedDataset
+from student_trainer.noising import Noising, maskable
 from student_trainer.targets import TargetSource
 
 
@@ -43,6 +44,8 @@ class StateBatch:
     """[B, L] int64, the states without noise: what a block-causal student sees of the blocks
     before a position's own. None where they are not known to be this state's: a trajectory's,
     whose earlier blocks hold no mask, are the state itself."""
+    sequence_ids: tuple[int, ...] = ()
+    """Of the rows, where each is a sample of its own; they name a row in requests and errors."""
 
     @property
     def num_masked(self) -> int:
@@ -112,13 +115,7 @@ class BatchReader:
 
     def maskable(self, batch: SequenceBatch) -> Tensor:
         """[B, L] bool: neither prompt, padding, special token nor a position without prediction."""
-        return forward_process.maskable_positions(
-            batch.input_ids_BL,
-            lengths_B=batch.lengths_B,
-            prompt_lengths_B=batch.prompt_lengths_B,
-            special_token_ids=self.info.special_token_ids,
-            num_invalid_leading_positions=self.info.num_invalid_leading_positions,
-        )
+        return maskable(batch, self.info)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,68 +129,15 @@ class NoisedStates:
     def states(self, micro_step: MicroStep) -> list[StateBatch]:
         """One batch."""
         batch, sequence_ids = self.reader.read(micro_step)
-        maskable_BL = self.reader.maskable(batch)
-        noised = self._noise(batch, sequence_ids, maskable_BL, micro_step)
-        targets = None
-        if self.teacher is not None:
-            states = unpad(noised.xt_BL, batch.lengths_B)
-            records = self.teacher.score(
-                states,
-                sequence_ids=sequence_ids,
-                clean=unpad(batch.input_ids_BL, batch.lengths_B),
-                times=noised.t_B.tolist(),
-                positions=chosen_positions(noised.loss_BL, self.reader.info),
-            )
-            check_positions(records, noised.loss_BL)
-            targets = self.teacher.to_loss_targets(records)
-        return [
-            StateBatch(
-                xt_BL=noised.xt_BL,
-                lengths_B=batch.lengths_B,
-                loss_BL=noised.loss_BL,
-                labels_M=batch.input_ids_BL[noised.loss_BL],
-                t_B=noised.t_B,
-                num_maskable_B=maskable_BL.sum(-1),
-                targets=targets,
-                clean_BL=batch.input_ids_BL,
-            )
-        ]
-
-    def _noise(
-        self,
-        batch: SequenceBatch,
-        sequence_ids: Sequence[int],
-        maskable_BL: Tensor,
-        micro_step: MicroStep,
-    ) -> forward_process.NoisedBatch:
-        seed = self.config.seed
-        t_B = forward_process.sample_times(
-            sequence_ids,
-            seed=seed,
-            epoch_step=micro_step.step,
+        noising = Noising(
+            info=self.reader.info,
+            global_batch_size=self.reader.plan.global_batch_size,
+            seed=self.config.seed,
             t_min=self.config.t_min,
             t_max=self.config.t_max,
-            offset=self.reader.places(micro_step).start,
-            total=self.reader.plan.global_batch_size,
         )
-
-        def draw(stream: str) -> Tensor:
-            return keyed_uniforms_batch(
-                seeds=[seed] * len(sequence_ids),
-                sequence_ids=sequence_ids,
-                steps=[micro_step.step] * len(sequence_ids),
-                length=batch.input_ids_BL.shape[1],
-                stream=stream,
-            )
-
-        return FORWARD_PROCESSES[self.reader.info.noise](
-            batch.input_ids_BL,
-            info=self.reader.info,
-            noisable_BL=maskable_BL,
-            t_B=t_B,
-            lengths_B=batch.lengths_B,
-            draw=draw,
-        )
+        states = noised_states(noising, batch, sequence_ids)
+        return [states if self.teacher is None else with_targets(states, self.teacher)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -233,7 +177,7 @@ class TrajectoryStates:
                 starts,
                 sequence_ids=sequence_ids,
                 times=[1.0] * len(starts),
-                positions=chosen_positions(start_BL, self.reader.info),
+                positions=chosen_positions(start_BL, self.reader.info.noise),
             )
         )
         rows = {sequence_id: row for row, sequence_id in enumerate(sequence_ids)}
@@ -297,6 +241,45 @@ class TrajectoryStates:
         )
 
 
+def noised_states(
+    noising: Noising, batch: SequenceBatch, sequence_ids: Sequence[int]
+) -> StateBatch:
+    """One state of each sequence, without targets."""
+    maskable_BL = maskable(batch, noising.info)
+    noised = noising.noise(batch, sequence_ids, maskable_BL=maskable_BL)
+    return StateBatch(
+        xt_BL=noised.xt_BL,
+        lengths_B=batch.lengths_B,
+        loss_BL=noised.loss_BL,
+        labels_M=batch.input_ids_BL[noised.loss_BL],
+        t_B=noised.t_B,
+        num_maskable_B=maskable_BL.sum(-1),
+        targets=None,
+        clean_BL=batch.input_ids_BL,
+        sequence_ids=tuple(sequence_ids),
+    )
+
+
+def with_targets(states: StateBatch, teacher: TargetSource) -> StateBatch:
+    """The same states with what the teacher says at exactly the positions with a loss.
+
+    May be called by several threads at once.
+
+    Raises:
+        ValueError: The teacher has another idea of which positions are masked.
+        TeacherError: A teacher across the network does not answer.
+    """
+    records = teacher.score(
+        unpad(states.xt_BL, states.lengths_B),
+        sequence_ids=states.sequence_ids or range(len(states.lengths_B)),
+        clean=None if states.clean_BL is None else unpad(states.clean_BL, states.lengths_B),
+        times=states.t_B.tolist(),
+        positions=chosen_positions(states.loss_BL, teacher.description.noise),
+    )
+    check_positions(records, states.loss_BL)
+    return dataclasses.replace(states, targets=teacher.to_loss_targets(records))
+
+
 def unpad(rows_BL: Tensor, lengths_B: Tensor) -> list[np.ndarray]:
     """Rows without their padding, each its own array."""
     return [
@@ -314,9 +297,9 @@ def pad_states(records: Sequence[codec.StepTargets]) -> tuple[Tensor, Tensor]:
     return torch.nn.utils.rnn.pad_sequence(states, batch_first=True), lengths_B
 
 
-def chosen_positions(loss_BL: Tensor, info: DenoiserInfo) -> list[np.ndarray] | None:
+def chosen_positions(loss_BL: Tensor, noise: Noise) -> list[np.ndarray] | None:
     """Positions that a teacher must be told, since states do not show them; None with masks."""
-    if info.noise == "absorbing":
+    if noise == "absorbing":
         return None
     return [np.flatnonzero(loss_L.numpy()).astype(np.int32) for loss_L in loss_BL]
 

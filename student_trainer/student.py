@@ -3,6 +3,7 @@
 It is written to disk by `masked_diffusion.checkpoints.save_denoiser`, as every denoiser is.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from masked_diffusion.families import Denoiser, DenoiserInfo
 from masked_diffusion.families.info import Noise
 from student_trainer.initialization import copy_from_teacher
 from student_trainer.student_config import StudentSpec, read_config
+from student_trainer.wire import TeacherDescription
 
-__all__ = ["StudentSpec", "TeacherFacts", "build_student", "check_vocabulary"]
+__all__ = ["StudentSpec", "TeacherFacts", "build_student", "check_vocabulary", "common_info"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,27 @@ def check_vocabulary(student: DenoiserInfo, teacher: TeacherFacts) -> None:
             f"{student.noise!r}, the teacher {teacher.noise!r}; a state of one means nothing to "
             f"the other: set model.config_overrides.noise={teacher.noise}, or ask another teacher"
         )
+
+
+def common_info(student: DenoiserInfo, teacher: TeacherDescription) -> DenoiserInfo:
+    """The student's facts without the positions that the teacher cannot predict.
+
+    What makes states must know these: a position without a prediction carries no targets.
+
+    Raises:
+        ValueError: Student and teacher do not speak of the same ids, see `check_vocabulary`.
+    """
+    check_vocabulary(
+        student,
+        TeacherFacts(
+            vocab_size=teacher.vocab_size,
+            mask_token_id=teacher.mask_token_id,
+            tokenizer_fingerprint=teacher.tokenizer_fingerprint,
+            noise=teacher.noise,
+        ),
+    )
+    num_invalid = max(student.num_invalid_leading_positions, teacher.num_invalid_leading_positions)
+    return dataclasses.replace(student, num_invalid_leading_positions=num_invalid)
 
 
 def _find_tokenizer(sources: list[str], config: PreTrainedConfig) -> PreTrainedTokenizerBase | None:

@@ -13,6 +13,7 @@ from protos import codec, errors
 from student_trainer import losses, wire
 from student_trainer.client import TeacherClient
 from student_trainer.distributions import Head
+from student_trainer.replicas import RetryPolicy
 from student_trainer.teacher_head import ShardedTeacherHead
 
 
@@ -120,6 +121,44 @@ class RemoteTeacher:
                 rank, world_size = head_shards
                 self.sharded_head = ShardedTeacherHead(head, rank=rank, world_size=world_size)
                 self._head = self.sharded_head
+
+    @classmethod
+    def connect(
+        cls,
+        addresses: str | Sequence[str],
+        *,
+        encoding: wire.Encoding = "hidden",
+        top_k: int = 64,
+        temperature: float = 1.0,
+        timeout_s: float = 120.0,
+        device: torch.device | str = "cpu",
+    ) -> "RemoteTeacher":
+        """Connects to teacher servers; the usual way from a program of one's own.
+
+        Args:
+            addresses: HOST:PORT of one server, or of several that serve the same weights.
+            encoding: "hidden" is exact, "top_k" the smallest, "logits" for small vocabularies.
+            top_k: Ids a position, of "top_k".
+            temperature: The distillation temperature, as in `LossConfig`.
+            timeout_s: Time without any progress after which a call fails for good.
+            device: Where targets are put.
+
+        Raises:
+            TeacherError: No server answers in that time, or none offers the encoding.
+        """
+        client = TeacherClient(addresses, retry=RetryPolicy(give_up_after_s=timeout_s))
+        spec = wire.TargetSpec(encoding=encoding, top_k=top_k, temperatures=(temperature,))
+        try:
+            return cls(client, spec=spec, device=device)
+        except BaseException:
+            client.close()
+            raise
+
+    def __enter__(self) -> "RemoteTeacher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def counters(self) -> TargetCounters:

@@ -42,7 +42,7 @@ from student_trainer.stored_plan import (
     covered_sequences,
 )
 from student_trainer.stored_states import StoredStates
-from student_trainer.student import StudentSpec, TeacherFacts, build_student, check_vocabulary
+from student_trainer.student import StudentSpec, build_student, common_info
 from student_trainer.targets import RemoteTeacher, TargetCounters, TargetSource
 from student_trainer.teacher_process import TeacherProcess, TeacherStartError
 from student_trainer.trackers import new_trackers
@@ -282,15 +282,7 @@ def check_fits(info: DenoiserInfo, teacher: TargetSource, config: Config) -> Non
         ValueError: naming what does not fit.
     """
     description = teacher.description
-    check_vocabulary(
-        info,
-        TeacherFacts(
-            vocab_size=description.vocab_size,
-            mask_token_id=description.mask_token_id,
-            tokenizer_fingerprint=description.tokenizer_fingerprint,
-            noise=description.noise,
-        ),
-    )
+    common_info(info, description)
     if config.data.max_seq_len > description.max_length:
         raise ValueError(
             f"data.max_seq_len is {config.data.max_seq_len}, the teacher's maximum is "
@@ -362,16 +354,7 @@ def build_reader(
         micro_batch_size=config.train.micro_batch_size,
         rank=parallel.rank,
         world_size=parallel.world_size,
-        info=denoiser.info
-        if teacher is None
-        # What the teacher cannot predict carries no targets, whatever the student can.
-        else dataclasses.replace(
-            denoiser.info,
-            num_invalid_leading_positions=max(
-                denoiser.info.num_invalid_leading_positions,
-                teacher.description.num_invalid_leading_positions,
-            ),
-        ),
+        info=denoiser.info if teacher is None else common_info(denoiser.info, teacher.description),
     )
 
 

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from masked_diffusion import checkpoints
 from masked_diffusion.families import Denoiser
-from student_trainer import lora, losses
+from student_trainer import lora
 from student_trainer.blocks import prepare_blocks
 from student_trainer.checkpoint import TrainingState, find_checkpoint, load_checkpoint
 from student_trainer.checkpoint_writer import CheckpointWriter
@@ -222,12 +222,7 @@ class Trainer:
         sums.by_time = [a + b for a, b in zip(sums.by_time, result.by_time, strict=True)]
         sums.num_masked += batch.num_masked
         sums.num_tokens += int(batch.lengths_B.sum())
-        sums.normalizer += losses.normalizer_count(
-            self._config.loss,
-            num_masked=batch.num_masked,
-            num_tokens=int(batch.num_maskable_B.sum()),
-            num_sequences=len(batch.lengths_B),
-        )
+        sums.normalizer += self._objective.normalizer_share(batch)
 
     def _normalize(self, sums: StepSums) -> None:
         """Divides gradients and losses by the count over all ranks and accumulation steps."""

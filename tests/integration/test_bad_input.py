@@ -253,7 +253,7 @@ def test_an_address_where_nobody_is(refused):
     refused(
         {"distill.teacher_address": address},
         f"no progress with {address}",
-        "check distill.teacher_address and that teacher-server runs there",
+        "check the address and that teacher-server runs there",
         code=FAILED,
     )
 

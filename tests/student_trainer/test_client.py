@@ -538,7 +538,7 @@ def test_nobody_there_is_told_with_the_address_and_the_mend():
             client.load()
     assert time.monotonic() - began_s < 5
     assert f"no progress with {address}" in str(caught.value)
-    assert "check distill.teacher_address and that teacher-server runs there" in str(caught.value)
+    assert "check the address and that teacher-server runs there" in str(caught.value)
 
 
 # Leaving -----------------------------------------------------------------------------------------
