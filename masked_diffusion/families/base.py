@@ -151,6 +151,18 @@ class Denoiser(nn.Module):
             "block-causal attention sees the blocks before a position's own clean"
         )
 
+    @property
+    def packing_obstacle(self) -> str | None:
+        """Why rows of several documents cannot be run, to be read after the name; None = they can.
+
+        Known before any forward, so that a run is refused at its start.
+        """
+        return f"the family {self.family} has no document masks"
+
+    def raw_packed_hidden_states(self, input_ids_BL: Tensor, document_ids_BL: Tensor) -> Tensor:
+        """Runs the body on rows of several documents, none of which sees another."""
+        raise NotImplementedError
+
     def hidden_states(
         self,
         input_ids_BL: Tensor,
@@ -158,6 +170,7 @@ class Denoiser(nn.Module):
         *,
         times_B: Tensor | None = None,
         clean_ids_BL: Tensor | None = None,
+        document_ids_BL: Tensor | None = None,
     ) -> Tensor:
         """Runs the body and aligns its output: row p is what the head turns into token p.
 
@@ -168,12 +181,26 @@ class Denoiser(nn.Module):
             times_B: [B] float32 times in [0, 1]; read only where info.uses_time, which needs them.
             clean_ids_BL: [B, L] int64, the states without noise: what a block-causal denoiser
                 sees of the blocks before a position's own. None = the states themselves.
+            document_ids_BL: [B, L] int64 where rows hold several documents one after the other,
+                `document_masks.PADDING` behind the last: no document sees another, and each has
+                its positions from 0 on. attention_mask_BL and the others must be None then.
 
         Returns:
             [B, L, D] in the model's dtype, differentiable. The first
-            info.num_invalid_leading_positions rows carry no trained prediction.
+            info.num_invalid_leading_positions rows (of every document) carry no trained
+            prediction.
+
+        Raises:
+            ValueError: document_ids_BL for a denoiser that has a `packing_obstacle`.
         """
-        if clean_ids_BL is None:
+        if document_ids_BL is not None:
+            assert attention_mask_BL is None and clean_ids_BL is None and times_B is None
+            if self.packing_obstacle is not None:
+                raise ValueError(
+                    f"document_ids_BL must be None for {self.info.name}: {self.packing_obstacle}"
+                )
+            raw_BLD = self.raw_packed_hidden_states(input_ids_BL, document_ids_BL)
+        elif clean_ids_BL is None:
             raw_BLD = self.raw_hidden_states(input_ids_BL, attention_mask_BL, times_B=times_B)
         else:
             raw_BLD = self.raw_two_stream_hidden_states(
@@ -190,10 +217,15 @@ class Denoiser(nn.Module):
         *,
         times_B: Tensor | None = None,
         clean_ids_BL: Tensor | None = None,
+        document_ids_BL: Tensor | None = None,
     ) -> Tensor:
         """Same as `hidden_states`, so that DDP and FSDP can wrap the module."""
         return self.hidden_states(
-            input_ids_BL, attention_mask_BL, times_B=times_B, clean_ids_BL=clean_ids_BL
+            input_ids_BL,
+            attention_mask_BL,
+            times_B=times_B,
+            clean_ids_BL=clean_ids_BL,
+            document_ids_BL=document_ids_BL,
         )
 
     def logits(self, hidden: Tensor, *, suppress_mask_token: bool = True) -> Tensor:
