@@ -170,7 +170,6 @@ class Denoiser(nn.Module):
         *,
         times_B: Tensor | None = None,
         clean_ids_BL: Tensor | None = None,
-        document_ids_BL: Tensor | None = None,
     ) -> Tensor:
         """Runs the body and aligns its output: row p is what the head turns into token p.
 
@@ -181,31 +180,41 @@ class Denoiser(nn.Module):
             times_B: [B] float32 times in [0, 1]; read only where info.uses_time, which needs them.
             clean_ids_BL: [B, L] int64, the states without noise: what a block-causal denoiser
                 sees of the blocks before a position's own. None = the states themselves.
-            document_ids_BL: [B, L] int64 where rows hold several documents one after the other,
-                `document_masks.PADDING` behind the last: no document sees another, and each has
-                its positions from 0 on. attention_mask_BL and the others must be None then.
 
         Returns:
             [B, L, D] in the model's dtype, differentiable. The first
-            info.num_invalid_leading_positions rows (of every document) carry no trained
-            prediction.
-
-        Raises:
-            ValueError: document_ids_BL for a denoiser that has a `packing_obstacle`.
+            info.num_invalid_leading_positions rows carry no trained prediction.
         """
-        if document_ids_BL is not None:
-            assert attention_mask_BL is None and clean_ids_BL is None and times_B is None
-            if self.packing_obstacle is not None:
-                raise ValueError(
-                    f"document_ids_BL must be None for {self.info.name}: {self.packing_obstacle}"
-                )
-            raw_BLD = self.raw_packed_hidden_states(input_ids_BL, document_ids_BL)
-        elif clean_ids_BL is None:
+        if clean_ids_BL is None:
             raw_BLD = self.raw_hidden_states(input_ids_BL, attention_mask_BL, times_B=times_B)
         else:
             raw_BLD = self.raw_two_stream_hidden_states(
                 input_ids_BL, attention_mask_BL, clean_ids_BL
             )
+        return self._align(raw_BLD)
+
+    def packed_hidden_states(self, input_ids_BL: Tensor, document_ids_BL: Tensor) -> Tensor:
+        """Runs rows of several documents: no document sees another, each has its positions from 0.
+
+        Args:
+            input_ids_BL: [B, L] int64.
+            document_ids_BL: [B, L] int64, the documents of a row one after the other;
+                `document_masks.PADDING` behind the last.
+
+        Returns:
+            [B, L, D] as `hidden_states` gives it for each document alone: the first
+            info.num_invalid_leading_positions rows of every one carry no trained prediction.
+
+        Raises:
+            ValueError: there is a `packing_obstacle`.
+        """
+        if self.packing_obstacle is not None:
+            raise ValueError(
+                f"document_ids_BL must be None for {self.info.name}: {self.packing_obstacle}"
+            )
+        return self._align(self.raw_packed_hidden_states(input_ids_BL, document_ids_BL))
+
+    def _align(self, raw_BLD: Tensor) -> Tensor:
         if self.info.alignment == "aligned":
             return raw_BLD
         return torch.cat([raw_BLD[:, :1], raw_BLD[:, :-1]], dim=1)
@@ -219,13 +228,15 @@ class Denoiser(nn.Module):
         clean_ids_BL: Tensor | None = None,
         document_ids_BL: Tensor | None = None,
     ) -> Tensor:
-        """Same as `hidden_states`, so that DDP and FSDP can wrap the module."""
+        """Same as `hidden_states`, so that DDP and FSDP can wrap the module.
+
+        With document_ids_BL it is `packed_hidden_states`, and the others must be None.
+        """
+        if document_ids_BL is not None:
+            assert attention_mask_BL is None and times_B is None and clean_ids_BL is None
+            return self.packed_hidden_states(input_ids_BL, document_ids_BL)
         return self.hidden_states(
-            input_ids_BL,
-            attention_mask_BL,
-            times_B=times_B,
-            clean_ids_BL=clean_ids_BL,
-            document_ids_BL=document_ids_BL,
+            input_ids_BL, attention_mask_BL, times_B=times_B, clean_ids_BL=clean_ids_BL
         )
 
     def logits(self, hidden: Tensor, *, suppress_mask_token: bool = True) -> Tensor:

@@ -80,7 +80,7 @@ class CausalDecoder(Denoiser):
         output = body(
             input_ids=input_ids_BL,
             attention_mask=document_masks.additive(
-                document_masks.same_document(document_ids_BL), body.dtype
+                document_masks.same_document(document_ids_BL), self.model.dtype
             ),
             position_ids=document_masks.positions_in_documents(document_ids_BL),
             use_cache=False,

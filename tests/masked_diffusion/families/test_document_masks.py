@@ -26,9 +26,7 @@ def denoiser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def documents(denoiser: Denoiser, *, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    drawn = [
-        torch.randint(denoiser.info.vocab_size, (n,), generator=generator) for n in LENGTHS
-    ]
+    drawn = [torch.randint(denoiser.info.vocab_size, (n,), generator=generator) for n in LENGTHS]
     for ids_L in drawn:
         ids_L[1::3] = denoiser.info.mask_token_id
     return drawn
