@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from masked_diffusion.digests import tokenizer_fingerprint
 from student_trainer.chunks import Chunking, Chunks, cut, frame
-from student_trainer.data_sources import HubSelection, row_files
-from student_trainer.documents import Document, RowKeys
+from student_trainer.data_sources import row_files
+from student_trainer.documents import Document
+from student_trainer.row_keys import HubSelection, RowKeys
 from student_trainer.window_loader import load_windows
 from student_trainer.windows import WindowPlan
 
@@ -88,7 +89,7 @@ def load_dataset(
     if cache_folder is None:
         with contextlib.closing(load_windows(plan, num_workers=num_workers)) as windows:
             return _gather([window.chunks for window in windows], plan.chunking)
-    folder = cache_folder / data_digest(plan)
+    folder = cache_folder / _digest([cut_digest(plan), *(file.identity for file in plan.files)])
     if not folder.exists():
         with contextlib.closing(load_windows(plan, num_workers=num_workers)) as windows:
             _save((window.chunks for window in windows), folder, plan.chunking)
@@ -109,13 +110,15 @@ def tokenize_documents(
     return _gather([cut(documents, tokenizer, chunking=chunking)], chunking)
 
 
-def data_digest(plan: WindowPlan) -> str:
-    """Tells whether the same data would be cut in the same way."""
+def cut_digest(plan: WindowPlan) -> str:
+    """Tells whether the same rows would be cut in the same way."""
     tokens = [tokenizer_fingerprint(plan.tokenizer), *frame(plan.tokenizer)]
     if plan.keys.messages:
         tokens.append(str(plan.tokenizer.chat_template))
-    files = [file.identity for file in plan.files]
-    key = [CACHE_VERSION, files, asdict(plan.keys), tokens, asdict(plan.chunking)]
+    return _digest([CACHE_VERSION, asdict(plan.keys), tokens, asdict(plan.chunking)])
+
+
+def _digest(key: list[object]) -> str:
     return hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
 
 

@@ -3,25 +3,13 @@
 import glob
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from student_trainer.hub_data import is_saved_dataset, open_hub_dataset, open_saved_dataset
+from student_trainer.row_keys import HubSelection
 from student_trainer.rows import READERS, LocalFile, RowFile, extension
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class HubSelection:
-    """Which part of a hub's dataset, or of a saved one, is read."""
-
-    subset: str | None = None
-    """Its configuration; None = the only one."""
-    split: str = "train"
-    """Name of the split, or a slice of it such as train[:1%]."""
-    revision: str | None = None
-    """Branch, tag or commit; None = the newest."""
 
 
 def row_files(

@@ -4,11 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from student_trainer.chat import Messages, read_messages
-from student_trainer.data_sources import HubSelection, row_files
+from student_trainer.data_sources import row_files
+from student_trainer.row_keys import HubSelection, RowKeys
 from student_trainer.rows import Row
-
-PROMPT_KEYS = ("prompt", "answer")
-"""The one pair of text keys that names two parts of a row instead of two alternatives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,41 +19,6 @@ class Document:
     """File and, inside a file of many rows, the row: for error messages."""
     messages: Messages | None = None
     """A conversation instead of both, which the tokenizer's chat template turns into text."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowKeys:
-    """Where in a row its texts are."""
-
-    text: tuple[str, ...] = ("text",)
-    """Alternatives, the first one present is taken; exactly (prompt, answer) is the pair."""
-    prompt: tuple[str, ...] = ()
-    """Parts of a prompt, joined by an empty line; missing and empty ones are left out."""
-    answer: tuple[str, ...] = ()
-    """Alternatives for the answer to it."""
-    messages: str = ""
-    """The conversation, a list of {role, content}; empty = there is none."""
-
-    def __post_init__(self) -> None:
-        if not self.text:
-            raise ValueError("text_keys is empty; name at least one key, for example 'text'")
-        if bool(self.prompt) != bool(self.answer):
-            raise ValueError(
-                f"data.prompt_keys is {list(self.prompt)} and data.answer_keys is "
-                f"{list(self.answer)}; give both or neither"
-            )
-        if self.prompt and self.messages:
-            raise ValueError(
-                f"data.messages_key is {self.messages!r} and data.prompt_keys is "
-                f"{list(self.prompt)}; give one of them"
-            )
-
-    @property
-    def pair(self) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-        """Keys of prompt and answer, where a row is such a pair."""
-        if self.prompt:
-            return self.prompt, self.answer
-        return (PROMPT_KEYS[:1], PROMPT_KEYS[1:]) if self.text == PROMPT_KEYS else None
 
 
 def load_documents(

@@ -23,6 +23,11 @@ class MappedDataset:
     identity: str
     """Name and the fingerprint that `datasets` keeps of the content."""
 
+    @property
+    def size(self) -> int:
+        """Rows."""
+        return len(self.dataset)
+
     def rows(self, first: int = 0) -> Iterator[Row]:
         """See `RowFile.rows`."""
         for index in range(first, len(self.dataset)):
@@ -38,6 +43,8 @@ class StreamedShard:
     dataset: datasets.IterableDataset
     identity: str
     """Name, revision and number; the hub tells nothing of the content."""
+    size: int = 0
+    """Not known."""
 
     def rows(self, first: int = 0) -> Iterator[Row]:
         """See `RowFile.rows`."""

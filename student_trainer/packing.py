@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from masked_diffusion.families import Denoiser
 from masked_diffusion.families.document_masks import PADDING
 
 
@@ -20,9 +21,8 @@ class PackedRows:
     """[R, L] int64."""
     document_ids_RL: Tensor
     """[R, L] int64: the sequence's index in the batch, PADDING behind the last of a row."""
-    places_T: Tensor
-    """[T] int64: where in the flattened rows each token of the batch is, in row-major order of the
-    batch without its padding."""
+    places_BL: Tensor
+    """[B, L] int64: where in the flattened rows each token of the batch is; 0 for its padding."""
 
 
 def first_fit_rows(lengths: list[int], capacity: int) -> list[list[int]]:
@@ -50,23 +50,37 @@ def first_fit_rows(lengths: list[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def pack(input_ids_BL: Tensor, lengths_B: Tensor, *, capacity: int) -> PackedRows:
-    """Packs the sequences of a right-padded batch into rows of at most `capacity` tokens.
+def pack(input_ids_BL: Tensor, lengths_B: Tensor, *, row_tokens: int) -> PackedRows:
+    """Packs the sequences of a right-padded batch into rows of at most `row_tokens`.
 
     Padding is filled with id 0, which no token of the data sees.
     """
     lengths = lengths_B.tolist()
-    rows = first_fit_rows(lengths, max(capacity, *lengths))
+    rows = first_fit_rows(lengths, max(row_tokens, *lengths))
     width = max(sum(lengths[index] for index in row) for row in rows)
     input_ids_RL = torch.zeros(len(rows), width, dtype=torch.int64)
     document_ids_RL = torch.full((len(rows), width), PADDING)
-    places: list[Tensor] = [torch.empty(0)] * len(lengths)
+    places_BL = torch.zeros_like(input_ids_BL)
     for number, row in enumerate(rows):
         start = 0
         for index in row:
             end = start + lengths[index]
             input_ids_RL[number, start:end] = input_ids_BL[index, : lengths[index]]
             document_ids_RL[number, start:end] = index
-            places[index] = torch.arange(number * width + start, number * width + end)
+            first = number * width + start
+            places_BL[index, : lengths[index]] = torch.arange(first, first + lengths[index])
             start = end
-    return PackedRows(input_ids_RL, document_ids_RL, torch.cat(places))
+    return PackedRows(input_ids_RL, document_ids_RL, places_BL)
+
+
+def check_packing(denoiser: Denoiser) -> None:
+    """Refuses a student that cannot run several sequences in a row.
+
+    Raises:
+        ValueError: naming it and why.
+    """
+    if denoiser.packing_obstacle is not None:
+        raise ValueError(
+            f"data.packing is true, which the student {denoiser.info.name} cannot do: "
+            f"{denoiser.packing_obstacle}; set data.packing=false"
+        )

@@ -37,6 +37,11 @@ class RowFile(Protocol):
         """What tells it from another file, or from the same one with other content."""
         ...
 
+    @property
+    def size(self) -> int:
+        """Bytes or rows, wherever it lies; 0 where that is not known."""
+        ...
+
     def rows(self, first: int = 0) -> Iterator[Row]:
         """All rows from number `first` on, in order; the same ones each time."""
         ...
@@ -53,6 +58,11 @@ class LocalFile:
         """Path, size in bytes and time of change."""
         stat = self.path.stat()
         return f"{self.path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.path.stat().st_size
 
     def rows(self, first: int = 0) -> Iterator[Row]:
         """See `RowFile.rows`."""

@@ -12,7 +12,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from student_trainer.chunks import Chunking, Chunks, cut
-from student_trainer.documents import RowKeys, documents_of
+from student_trainer.documents import documents_of
+from student_trainer.row_keys import RowKeys
 from student_trainer.rows import Row, RowFile
 
 
