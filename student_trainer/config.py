@@ -45,7 +45,7 @@ class DataConfig:
     train_path: str = ""
     """Files, folders, globs, folders of `datasets`' save_to_disk, and hub ids NAMESPACE/NAME,
     separated by commas. .jsonl, .json, .parquet and .arrow files hold rows; .txt, .py and other
-    text and code are one document a file; .gz and .zst are unpacked. Other files are refused."""
+    text and code are one document a file; .gz, .zst and .bz2 are unpacked. Others are refused."""
     subset: str | None = None
     """Configuration of a hub's dataset; None = the only one."""
     split: str = "train"

@@ -5,9 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from student_trainer.hub_data import is_saved_dataset, open_hub_dataset, open_saved_dataset
 from student_trainer.row_keys import HubSelection
-from student_trainer.rows import READERS, LocalFile, RowFile, extension
+from student_trainer.rows import COMPRESSIONS, READERS, LocalFile, RowFile, extension
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -38,7 +37,9 @@ def row_files(
 
 def _part(name: str, selection: HubSelection, *, streaming: bool) -> list[RowFile]:
     path = Path(name)
-    if is_saved_dataset(path):
+    if _is_saved_dataset(path):
+        from student_trainer.hub_data import open_saved_dataset  # noqa: PLC0415  see there
+
         return [open_saved_dataset(path, split=selection.split)]
     if path.exists():
         return [*_local_files(_below(path) if path.is_dir() else [path])]
@@ -49,6 +50,8 @@ def _part(name: str, selection: HubSelection, *, streaming: bool) -> list[RowFil
             raise ValueError(f"train_path {name!r} matches no file")
         return [*_local_files(files)]
     if HUB_ID.fullmatch(name) and extension(path) not in READERS:
+        from student_trainer.hub_data import open_hub_dataset  # noqa: PLC0415  see there
+
         return open_hub_dataset(
             name,
             subset=selection.subset,
@@ -62,12 +65,18 @@ def _part(name: str, selection: HubSelection, *, streaming: bool) -> list[RowFil
     )
 
 
+def _is_saved_dataset(path: Path) -> bool:
+    """Whether `datasets` saved a dataset, or several splits of one, in this folder."""
+    names = ("dataset_dict.json", "state.json")
+    return path.is_dir() and any((path / name).is_file() for name in names)
+
+
 def _local_files(paths: list[Path]) -> Iterator[RowFile]:
     for path in paths:
         if extension(path) not in READERS:
             raise ValueError(
                 f"{path}: unknown extension {path.suffix!r}; known: {', '.join(sorted(READERS))}, "
-                "and these with .gz or .zst"
+                f"and these with {', '.join(COMPRESSIONS)}"
             )
         yield LocalFile(path)
 

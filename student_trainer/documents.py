@@ -4,8 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from student_trainer.chat import Messages, read_messages
-from student_trainer.data_sources import row_files
-from student_trainer.row_keys import HubSelection, RowKeys
+from student_trainer.row_keys import RowKeys
 from student_trainer.rows import Row
 
 
@@ -19,25 +18,6 @@ class Document:
     """File and, inside a file of many rows, the row: for error messages."""
     messages: Messages | None = None
     """A conversation instead of both, which the tokenizer's chat template turns into text."""
-
-
-def load_documents(
-    train_path: str, *, text_keys: Sequence[str], selection: HubSelection | None = None
-) -> Iterator[Document]:
-    """Reads every document of everything that `train_path` names, in order.
-
-    Args:
-        train_path: See `data_sources.row_files`.
-        text_keys: See `RowKeys.text`.
-        selection: of hub ids and saved datasets.
-
-    Raises:
-        ValueError: A path that does not exist, an extension that is not known, a row without
-            any of the keys.
-    """
-    keys = RowKeys(text=tuple(text_keys))
-    for file in row_files(train_path, selection=selection):
-        yield from documents_of(file.rows(), keys)
 
 
 def documents_of(rows: Iterable[Row], keys: RowKeys) -> Iterator[Document]:

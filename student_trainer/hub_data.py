@@ -1,4 +1,7 @@
-"""Datasets of the hub and those that `datasets` saved, as files of rows."""
+"""Datasets of the hub and those that `datasets` saved, as files of rows.
+
+Imported only where one of these is named: `datasets` takes longer to import than a file to read.
+"""
 
 import functools
 import logging
@@ -51,12 +54,6 @@ class StreamedShard:
         rows = self.dataset.skip(first) if first else self.dataset
         for number, row in enumerate(rows, start=first + 1):
             yield Row(f"{self.name}, row {number}", functools.partial(_same, row))
-
-
-def is_saved_dataset(path: Path) -> bool:
-    """Whether `datasets` saved a dataset, or several splits of one, in this folder."""
-    names = ("dataset_dict.json", "state.json")
-    return path.is_dir() and any((path / name).is_file() for name in names)
 
 
 def open_saved_dataset(path: Path, *, split: str) -> RowFile:

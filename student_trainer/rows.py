@@ -6,16 +6,14 @@ a file by passing over each other's rows, and a run that goes on passes over tho
 
 import contextlib
 import functools
-import gzip
+import io
 import json
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol
 
 import pyarrow
-import zstandard
 from pyarrow import parquet
 
 
@@ -71,7 +69,7 @@ class LocalFile:
 
 def extension(path: Path) -> str:
     """The extension that decides the format, without that of a compression."""
-    return Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
+    return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
 
 
 def _plain_rows(path: Path, first: int) -> Iterator[Row]:
@@ -141,6 +139,9 @@ CODE = [
 ]  # fmt: skip
 """Extensions of plain text, one document a file."""
 
+COMPRESSIONS = {".bz2": "bz2", ".gz": "gzip", ".zst": "zstd"}
+"""Second extensions, and what pyarrow calls them."""
+
 READERS: dict[str, Callable[[Path, int], Iterator[Row]]] = {
     ".arrow": _arrow_rows,
     ".json": _json_rows,
@@ -150,22 +151,13 @@ READERS: dict[str, Callable[[Path, int], Iterator[Row]]] = {
 }
 
 
-_CORRUPT = (pyarrow.ArrowInvalid, EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
-
-
-def _open_zstd(path: Path) -> BinaryIO:
-    return cast(BinaryIO, zstandard.open(path, "rb"))
-
-
-def _open_gzip(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb"))
-
-
-OPENERS: dict[str, Callable[[Path], BinaryIO]] = {".gz": _open_gzip, ".zst": _open_zstd}
-
-
 def _open(path: Path) -> BinaryIO:
-    return OPENERS[path.suffix](path) if path.suffix in OPENERS else path.open("rb")
+    if path.suffix not in COMPRESSIONS:
+        return path.open("rb")
+    # pyarrow's, since it knows all of them, goes on after the first of several frames, and tells of
+    # a file that is cut short.
+    stream = pyarrow.input_stream(str(path), compression=COMPRESSIONS[path.suffix])
+    return io.BufferedReader(stream)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -213,5 +205,5 @@ def _named(path: Path) -> Iterator[None]:
     """Names the file, where what reads it does not."""
     try:
         yield
-    except _CORRUPT as error:
+    except (pyarrow.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error

@@ -1,6 +1,7 @@
 """Worker processes that make windows, or none; the result does not depend on their number."""
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ def load_windows(
 
     Raises:
         ValueError: with the message of the window that could not be made.
+        ChildProcessError: a worker died, of too little memory for instance.
     """
     loader: DataLoader[Window] = DataLoader(
         _Windows(plan, start or WindowStart()),
@@ -31,7 +33,16 @@ def load_windows(
         prefetch_factor=1 if num_workers else None,
         multiprocessing_context="spawn" if num_workers else None,
     )
-    for window in loader:
+    windows = iter(loader)
+    while True:
+        try:
+            window = next(windows)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ChildProcessError(f"a process of data.num_workers died: {error}") from error
         if window.failure:
             raise ValueError(window.failure)
         yield window
@@ -55,6 +66,10 @@ class _Windows(IterableDataset[Window]):
 def _start_worker(_: int) -> None:
     # Workers are the parallelism; a tokenizer's own threads would multiply it by the cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # A scheduler tells every process to stop, while the run still needs its data to save: workers
+    # end with the run, which torch sees to.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _same(window: Any) -> Any:
