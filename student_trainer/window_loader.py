@@ -5,6 +5,7 @@ import signal
 from collections.abc import Generator, Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from student_trainer.windows import Window, WindowPlan, WindowStart
@@ -32,6 +33,8 @@ def load_windows(
         worker_init_fn=_start_worker,
         prefetch_factor=1 if num_workers else None,
         multiprocessing_context="spawn" if num_workers else None,
+        # Or it draws from the generator that dropout uses, whenever a thread comes to start it.
+        generator=torch.Generator(),
     )
     windows = iter(loader)
     while True:

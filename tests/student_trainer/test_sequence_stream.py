@@ -154,8 +154,15 @@ def test_the_position_before_anything_is_read_reads_nothing(folder, tiny_tokeniz
         unread.go_to(torch.zeros(6, dtype=torch.int64))
 
 
+def test_reading_draws_nothing_from_the_generator_of_the_training(plan, tiny_denoiser):
+    before = torch.get_rng_state()
+    with reader(plan, tiny_denoiser.info) as opened:
+        sequences(opened, range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_window_is_a_function_of_where_it_begins(plan):
-    with closing(plan.windows(WindowStart())) as windows:  # type: ignore[type-var]
+    with closing(plan.windows(WindowStart())) as windows:
         seen = [next(windows) for _ in range(12)]
     for window in seen:
         again = next(plan.windows(window.start))
