@@ -140,7 +140,7 @@ class BatchReader(SequenceReader):
     @property
     def facts(self) -> dict[str, int | str]:
         return {
-            "data": "mapped",
+            "data_mode": "mapped",
             "global_batch_size": self.plan.global_batch_size,
             "seed": self.plan.seed,
             "num_sequences": self.plan.dataset_size,

@@ -38,7 +38,7 @@ class StreamReader(SequenceReader):
     def facts(self) -> dict[str, int | str]:
         assert self.plan.seed is not None
         return {
-            "data": "streaming",
+            "data_mode": "streaming",
             "global_batch_size": self.batch_size,
             "seed": self.plan.seed,
             "num_files": len(self.plan.files),

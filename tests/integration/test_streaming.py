@@ -128,7 +128,7 @@ def test_a_run_on_other_data_or_in_another_order_is_refused(data, stream, tmp_pa
         (other, {}, "data_size was"),
         (data, {"data.shuffle_buffer_size": 6}, "shuffle_buffer_size was 5 and is 6 now"),
         (data, {"data.max_seq_len": 32}, "data_cut was"),
-        (data, {"data.streaming": False}, "data was streaming and is mapped now"),
+        (data, {"data.streaming": False}, "data_mode was streaming and is mapped now"),
     ):
         command = training.arguments(tmp_path / "two", path, resume | change)
         assert train.main(command) == train.EXIT_FAILED
