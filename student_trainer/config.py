@@ -93,8 +93,7 @@ class DataConfig:
         )
         _require_at_least(1, "data", self, "shuffle_buffer_size")
         _require_at_least(0, "data", self, "num_workers")
-        # Checks itself.
-        assert self.keys is not None
+        self.keys  # noqa: B018  checks itself
 
     @property
     def keys(self) -> RowKeys:
