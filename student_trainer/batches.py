@@ -85,8 +85,7 @@ def collate(
     dataset: TokenizedDataset, indices: Sequence[int], *, pad_token_id: int
 ) -> SequenceBatch:
     """Pads sequences of a data set on the right to the longest of them."""
-    sequences = [(dataset.sequence(index), int(dataset.prompt_lengths[index])) for index in indices]
-    return pad_sequences(sequences, pad_token_id=pad_token_id)
+    return pad_sequences([dataset.read(index) for index in indices], pad_token_id=pad_token_id)
 
 
 def pad_sequences(

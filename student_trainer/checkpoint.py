@@ -1,7 +1,8 @@
 """Checkpoints of a run in torch's distributed format: what they hold, and how one is read.
 
-There is no state of a scheduler, of random generators, of the data or of the targets: the learning
-rate, every draw and every batch are functions of the step and of the run's facts.
+There is no state of a scheduler, of random generators or of the targets, and of the data only where
+they are a stream: the learning rate, every draw and every batch of data of known size are functions
+of the step and of the run's facts.
 """
 
 import contextlib
@@ -10,10 +11,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
@@ -23,9 +24,22 @@ FACTS_FILE = "run_facts.json"
 CONFIG_FILE = "config.yaml"
 LATEST = "auto"
 _MODEL_KEY, _OPTIMIZER_KEY, _AVERAGE_KEY, _STEP_KEY = "model", "optimizer", "ema", "step"
+_DATA_KEY = "data_position"
 
 Facts = Mapping[str, int | str]
 """What a run that goes on must share with the one it goes on from."""
+
+
+class DataPosition(Protocol):
+    """Where a stream of data is; the same on all ranks."""
+
+    def position(self, step: int) -> Tensor:
+        """Where the data of a step begin; what step 0 has can be read into."""
+        ...
+
+    def go_to(self, position: Tensor) -> None:
+        """Goes on there."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,6 +49,8 @@ class TrainingState:
     module: nn.Module
     optimizers: Sequence[Optimizer]
     average: WeightAverage | None = None
+    data: DataPosition | None = None
+    """None where the step alone tells which data come next."""
 
     def to_dict(self, step: int) -> dict[str, Any]:
         """The state after `step` steps, sharded as the module is."""
@@ -42,6 +58,8 @@ class TrainingState:
         state = {_MODEL_KEY: model, _OPTIMIZER_KEY: optimizer, _STEP_KEY: step}
         if self.average is not None:
             state[_AVERAGE_KEY] = self.average.averages
+        if self.data is not None:
+            state[_DATA_KEY] = self.data.position(step)
         return state
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -52,6 +70,8 @@ class TrainingState:
             model_state_dict=state[_MODEL_KEY],
             optim_state_dict=state[_OPTIMIZER_KEY],
         )
+        if self.data is not None:
+            self.data.go_to(state[_DATA_KEY])
 
 
 def find_checkpoint(path: str, folder: Path) -> Path | None:

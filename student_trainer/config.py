@@ -13,6 +13,7 @@ from masked_diffusion.samplers.config import Algorithm, SamplerConfig
 from student_trainer.config_checks import require as _require
 from student_trainer.config_checks import require_at_least as _require_at_least
 from student_trainer.losses import LossConfig
+from student_trainer.row_keys import HubSelection, RowKeys
 from student_trainer.train_options import (
     CheckpointOptions,
     ShardingOptions,
@@ -42,15 +43,42 @@ class DataConfig:
     """What is read."""
 
     train_path: str = ""
-    """Files or folders, separated by commas: .jsonl, .json or .parquet (needs pyarrow) rows, .txt
-    and .py one document a file; any other file in a folder is refused."""
+    """Files, folders, globs, folders of `datasets`' save_to_disk, and hub ids NAMESPACE/NAME,
+    separated by commas. .jsonl, .json, .parquet and .arrow files hold rows; .txt, .py and other
+    text and code are one document a file; .gz, .zst and .bz2 are unpacked. Others are refused."""
+    subset: str | None = None
+    """Configuration of a hub's dataset; None = the only one."""
+    split: str = "train"
+    """Split of a hub's or a saved dataset, or a slice of a hub's, such as train[:1%]."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub's dataset; None = the newest."""
     text_keys: list[str] = field(default_factory=lambda: ["text"])
     """Keys of a row's text, separated by commas: one, or two of which the first present is taken;
     exactly prompt,answer reads both, and the prompt is never masked."""
+    prompt_keys: list[str] = field(default_factory=list)
+    """Keys of the parts of a prompt, such as instruction,input, joined by an empty line; with
+    answer_keys, instead of text_keys. The prompt is never masked."""
+    answer_keys: list[str] = field(default_factory=list)
+    """Keys of the answer, of which the first present is taken."""
+    messages_key: str = ""
+    """Key of a conversation, a list of {role, content}, such as messages: the tokenizer's chat
+    template writes it, and each answer of the assistant is learned given what came before."""
     max_seq_len: int = 512
-    """Tokens of a sequence; longer documents are cut into several."""
+    """Tokens of a sequence; longer documents are cut into several, too long prompts lose their
+    beginning."""
     min_chunk_tokens: int = 16
-    """A document's last piece is dropped when it has fewer tokens."""
+    """A document's last piece is dropped when it has fewer tokens; an answer never is."""
+    packing: bool = False
+    """The student runs on rows of up to max_seq_len tokens that hold several sequences of the
+    micro-batch, none of which sees another; false = a padded row each. Changes no batch, target or
+    loss."""
+    streaming: bool = False
+    """Read while training and keep nothing but a shuffle buffer, instead of tokenizing everything
+    first; needs train.max_steps, since the size is not known."""
+    shuffle_buffer_size: int = 4096
+    """streaming: rows that are read and shuffled together."""
+    num_workers: int = 0
+    """Processes of each rank that read and tokenize; 0 = the rank itself. Changes no batch."""
     cache_dir: str | None = None
     """Folder for tokenized data; None = output_dir/data_cache."""
 
@@ -63,6 +91,24 @@ class DataConfig:
             self.min_chunk_tokens,
             f">= 1 and below data.max_seq_len ({self.max_seq_len})",
         )
+        _require_at_least(1, "data", self, "shuffle_buffer_size")
+        _require_at_least(0, "data", self, "num_workers")
+        self.keys  # noqa: B018  checks itself
+
+    @property
+    def keys(self) -> RowKeys:
+        """Where in a row its texts are."""
+        return RowKeys(
+            text=tuple(self.text_keys),
+            prompt=tuple(self.prompt_keys),
+            answer=tuple(self.answer_keys),
+            messages=self.messages_key,
+        )
+
+    @property
+    def selection(self) -> HubSelection:
+        """Which part of a dataset is read."""
+        return HubSelection(subset=self.subset, split=self.split, revision=self.revision)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -312,6 +358,21 @@ class Config:
     data: DataConfig
     train: TrainConfig
     distill: DistillConfig = field(default_factory=lambda: DistillConfig(distillation_alpha=0.0))
+
+    def __post_init__(self) -> None:
+        if self.data.streaming:
+            _require(
+                self.train.max_steps is not None,
+                "train.max_steps",
+                self.train.max_steps,
+                "given with data.streaming=true: how much data there is is not known",
+            )
+            _require(
+                not self.distill.use_stored_logits,
+                "data.streaming",
+                self.data.streaming,
+                "false with distill.use_stored_logits=true: a store is read by the data's index",
+            )
 
     @property
     def uses_teacher(self) -> bool:

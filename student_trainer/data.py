@@ -1,40 +1,30 @@
-"""Tokenized data: documents as chunks of token ids, kept on disk between runs."""
+"""Tokenized data: chunks of token ids of everything there is, kept on disk between runs."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
 from masked_diffusion.digests import tokenizer_fingerprint
-from student_trainer.documents import Document, data_files, load_documents
+from student_trainer.chunks import Chunking, Chunks, cut, frame
+from student_trainer.data_sources import row_files
+from student_trainer.documents import Document
+from student_trainer.row_keys import HubSelection, RowKeys
+from student_trainer.window_loader import load_windows
+from student_trainer.windows import WindowPlan
 
-CACHE_VERSION = 1
-DOCUMENTS_PER_CALL = 256  # one tokenizer call; large enough to use its threads
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chunking:
-    """How documents are cut."""
-
-    max_seq_len: int
-    """Longest chunk, with its beginning-of-sequence token."""
-    min_chunk_tokens: int
-    """Fewest tokens of data that make a chunk; shorter tails are dropped."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_chunk_tokens < self.max_seq_len:
-            raise ValueError(
-                f"need 1 <= min_chunk_tokens < max_seq_len, got "
-                f"min_chunk_tokens={self.min_chunk_tokens} and max_seq_len={self.max_seq_len}"
-            )
+CACHE_VERSION = 2
+ROWS_PER_WINDOW = 1024
+"""Rows that one process reads and tokenizes at a time."""
+TOKENS_FILE, OFFSETS_FILE = "token_ids.i32", "offsets.npy"
+PROMPTS_FILE, COUNTS_FILE = "prompt_lengths.npy", "counts.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +39,9 @@ class TokenizedDataset:
     """[num_sequences] int32: leading ids that are never masked, 0 without a prompt."""
     num_documents: int
     num_dropped_chunks: int
-    """Chunks left out: shorter than `min_chunk_tokens`, or nothing but prompt."""
+    """See `Chunks.num_dropped`."""
     num_dropped_tokens: int
+    """See `Chunks.num_dropped_tokens`."""
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -58,6 +49,10 @@ class TokenizedDataset:
     def sequence(self, index: int) -> np.ndarray:
         """Returns the ids of one sequence, [length] int32, a view."""
         return self.token_ids[self.offsets[index] : self.offsets[index + 1]]
+
+    def read(self, index: int) -> tuple[np.ndarray, int]:
+        """Returns the ids of one sequence and its prompt's length."""
+        return self.sequence(index), int(self.prompt_lengths[index])
 
 
 def load_dataset(
@@ -68,22 +63,37 @@ def load_dataset(
     max_seq_len: int,
     min_chunk_tokens: int,
     cache_folder: Path | None = None,
+    keys: RowKeys | None = None,
+    selection: HubSelection | None = None,
+    num_workers: int = 0,
 ) -> TokenizedDataset:
-    """Reads and tokenizes the files, or takes the result of an earlier run from the cache.
+    """Reads and tokenizes the data, or takes the result of an earlier run from the cache.
 
-    The cache is valid for the same files (path, size, time of change), tokenizer and lengths.
-    Ranks may call this at the same time: each writes a file of its own, then renames it.
+    The cache is valid for the same files (path, size, time of change), tokenizer and lengths; its
+    arrays are mapped into memory, not read. Ranks may call this at the same time: each writes a
+    folder of its own, then renames it.
+
+    Args:
+        train_path: See `data_sources.row_files`.
+        text_keys: See `RowKeys.text`; not read where `keys` are given.
+        num_workers: Processes that read and tokenize; 0 = this one.
     """
-    chunking = Chunking(max_seq_len=max_seq_len, min_chunk_tokens=min_chunk_tokens)
+    plan = WindowPlan(
+        files=row_files(train_path, selection=selection),
+        keys=keys or RowKeys(text=tuple(text_keys)),
+        tokenizer=tokenizer,
+        chunking=Chunking(max_seq_len=max_seq_len, min_chunk_tokens=min_chunk_tokens),
+        num_rows=ROWS_PER_WINDOW,
+        seed=None,
+    )
     if cache_folder is None:
-        documents = load_documents(train_path, text_keys=text_keys)
-        return tokenize_documents(documents, tokenizer, chunking=chunking)
-    digest = _cache_digest(train_path, text_keys, tokenizer, chunking)
-    path = cache_folder / f"{digest}.safetensors"
-    if not path.exists():
-        documents = load_documents(train_path, text_keys=text_keys)
-        _save(tokenize_documents(documents, tokenizer, chunking=chunking), path)
-    return _load(path)
+        with contextlib.closing(load_windows(plan, num_workers=num_workers)) as windows:
+            return _gather([window.chunks for window in windows], plan.chunking)
+    folder = cache_folder / _digest([cut_digest(plan), *(file.identity for file in plan.files)])
+    if not folder.exists():
+        with contextlib.closing(load_windows(plan, num_workers=num_workers)) as windows:
+            _save((window.chunks for window in windows), folder, plan.chunking)
+    return _load(folder)
 
 
 def tokenize_documents(
@@ -92,123 +102,89 @@ def tokenize_documents(
     *,
     chunking: Chunking,
 ) -> TokenizedDataset:
-    """Cuts each document, followed by the end-of-sequence token, into chunks.
+    """Cuts documents into chunks, see `chunks.cut`, and holds them all.
 
-    Every chunk starts with the beginning-of-sequence token where the tokenizer has one: families
-    whose logits are shifted cannot predict position 0, so no token of the data may stand there.
-    Tokenizers of encoders call the two [CLS] and [SEP]; a masked LM that never saw a sequence
-    without them does worse on one.
-    A tail with fewer than `min_chunk_tokens` tokens of data is dropped and counted.
+    Raises:
+        ValueError: no chunk is left.
     """
-    chunks = _Chunks(_frame(tokenizer)[0], chunking)
-    num_documents = 0
-    for prompt_ids, text_ids in _encoded(documents, tokenizer):
-        num_documents += 1
-        chunks.add(np.array(prompt_ids + text_ids, dtype=np.int32), num_prompt=len(prompt_ids))
-    if not chunks.pieces:
-        raise ValueError(
-            f"no chunk left of {num_documents} documents: {chunks.num_dropped} chunks have fewer "
-            f"than min_chunk_tokens={chunking.min_chunk_tokens} tokens or hold only prompt"
-        )
-    return TokenizedDataset(
-        token_ids=np.concatenate(chunks.pieces),
-        offsets=np.cumsum([0, *map(len, chunks.pieces)], dtype=np.int64),
-        prompt_lengths=np.array(chunks.prompt_lengths, dtype=np.int32),
-        num_documents=num_documents,
-        num_dropped_chunks=chunks.num_dropped,
-        num_dropped_tokens=chunks.num_dropped_tokens,
-    )
+    return _gather([cut(documents, tokenizer, chunking=chunking)], chunking)
 
 
-@dataclass
-class _Chunks:
-    """Grows by one document at a time."""
-
-    first_token_id: int | None
-    chunking: Chunking
-    pieces: list[np.ndarray] = field(default_factory=list)
-    prompt_lengths: list[int] = field(default_factory=list)
-    num_dropped: int = 0
-    num_dropped_tokens: int = 0
-
-    def add(self, ids: np.ndarray, *, num_prompt: int) -> None:
-        head = [] if self.first_token_id is None else [self.first_token_id]
-        size = self.chunking.max_seq_len - len(head)
-        for start in range(0, len(ids), size):
-            piece = ids[start : start + size]
-            piece_prompt = min(max(num_prompt - start, 0), len(piece))
-            if len(piece) < self.chunking.min_chunk_tokens or piece_prompt == len(piece):
-                self.num_dropped += 1
-                self.num_dropped_tokens += len(piece)
-                continue
-            self.pieces.append(np.concatenate([np.array(head, dtype=np.int32), piece]))
-            self.prompt_lengths.append(len(head) + piece_prompt if piece_prompt else 0)
+def cut_digest(plan: WindowPlan) -> str:
+    """Tells whether the same rows would be cut in the same way."""
+    tokens = [tokenizer_fingerprint(plan.tokenizer), *frame(plan.tokenizer)]
+    if plan.keys.messages:
+        tokens.append(str(plan.tokenizer.chat_template))
+    return _digest([CACHE_VERSION, asdict(plan.keys), tokens, asdict(plan.chunking)])
 
 
-def _encoded(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[list[int], list[int]]]:
-    last_token_id = _frame(tokenizer)[1]
-    tail = [] if last_token_id is None else [last_token_id]
-    iterator = iter(documents)
-    while group := list(islice(iterator, DOCUMENTS_PER_CALL)):
-        prompts = _encode([document.prompt for document in group], tokenizer)
-        texts = _encode([document.text for document in group], tokenizer)
-        for prompt_ids, text_ids in zip(prompts, texts, strict=True):
-            yield prompt_ids, text_ids + tail
-
-
-def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    # split_special_tokens: "<M>" spelled out in a document is text, never a mask in the data.
-    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
-    token_ids: list[list[int]] = encoded["input_ids"]
-    return token_ids
-
-
-def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int | None]:
-    """Finds the ids that begin a chunk and end a document, None where there is none."""
-    names = (("bos_token_id", "cls_token_id"), ("eos_token_id", "sep_token_id"))
-    first, last = (
-        next(
-            (token_id for name in pair if (token_id := getattr(tokenizer, name)) is not None), None
-        )
-        for pair in names
-    )
-    return first, last
-
-
-def _cache_digest(
-    train_path: str,
-    text_keys: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    chunking: Chunking,
-) -> str:
-    files = [
-        (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
-        for path in data_files(train_path)
-    ]
-    tokens = [tokenizer_fingerprint(tokenizer), *_frame(tokenizer)]
-    key = [CACHE_VERSION, files, list(text_keys), tokens, asdict(chunking)]
+def _digest(key: list[object]) -> str:
     return hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
 
 
-def _save(dataset: TokenizedDataset, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    arrays = {name: getattr(dataset, name) for name in ("token_ids", "offsets", "prompt_lengths")}
-    counts = ("num_documents", "num_dropped_chunks", "num_dropped_tokens")
-    save_file(arrays, partial, metadata={name: str(getattr(dataset, name)) for name in counts})
-    partial.replace(path)
+def _gather(parts: Sequence[Chunks], chunking: Chunking) -> TokenizedDataset:
+    total = Chunks()
+    for part in parts:
+        total.count(part)
+    pieces = [piece for part in parts for piece in part.pieces]
+    if not pieces:
+        raise total.empty_error(chunking)
+    prompt_lengths = [length for part in parts for length in part.prompt_lengths]
+    return TokenizedDataset(
+        token_ids=np.concatenate(pieces),
+        offsets=np.cumsum([0, *map(len, pieces)], dtype=np.int64),
+        prompt_lengths=np.array(prompt_lengths, dtype=np.int32),
+        num_documents=total.num_documents,
+        num_dropped_chunks=total.num_dropped,
+        num_dropped_tokens=total.num_dropped_tokens,
+    )
 
 
-def _load(path: Path) -> TokenizedDataset:
-    with safe_open(path, framework="numpy") as file:
-        counts = file.metadata()
-        return TokenizedDataset(
-            token_ids=file.get_tensor("token_ids"),
-            offsets=file.get_tensor("offsets"),
-            prompt_lengths=file.get_tensor("prompt_lengths"),
-            num_documents=int(counts["num_documents"]),
-            num_dropped_chunks=int(counts["num_dropped_chunks"]),
-            num_dropped_tokens=int(counts["num_dropped_tokens"]),
+def _save(parts: Iterable[Chunks], folder: Path, chunking: Chunking) -> None:
+    """Writes the ids as they come, so that memory holds one part of them at a time."""
+    partial = folder.with_suffix(f".{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        total, lengths, prompt_lengths = Chunks(), [0], list[int]()
+        with (partial / TOKENS_FILE).open("wb") as file:
+            for part in parts:
+                total.count(part)
+                for piece in part.pieces:
+                    file.write(piece.astype("<i4").tobytes())
+                lengths += map(len, part.pieces)
+                prompt_lengths += part.prompt_lengths
+        if not prompt_lengths:
+            raise total.empty_error(chunking)
+        np.save(partial / OFFSETS_FILE, np.cumsum(lengths, dtype=np.int64))
+        np.save(partial / PROMPTS_FILE, np.array(prompt_lengths, dtype=np.int32))
+        counts = {
+            "num_documents": total.num_documents,
+            "num_dropped_chunks": total.num_dropped,
+            "num_dropped_tokens": total.num_dropped_tokens,
+        }
+        (partial / COUNTS_FILE).write_text(json.dumps(counts), encoding="utf-8")
+        try:
+            partial.rename(folder)
+        except OSError:
+            # Another process may have been first: its folder has the same content.
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _load(folder: Path) -> TokenizedDataset:
+    offsets = np.load(folder / OFFSETS_FILE, mmap_mode="r")
+    path = folder / TOKENS_FILE
+    wanted, found = 4 * int(offsets[-1]), path.stat().st_size
+    if found != wanted:
+        raise ValueError(
+            f"{path} has {found} bytes instead of {wanted}; remove the folder, and the data are "
+            "tokenized again"
         )
+    return TokenizedDataset(
+        token_ids=np.memmap(path, dtype="<i4", mode="r"),
+        offsets=offsets,
+        prompt_lengths=np.load(folder / PROMPTS_FILE, mmap_mode="r"),
+        **json.loads((folder / COUNTS_FILE).read_text(encoding="utf-8")),
+    )

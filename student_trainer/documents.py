@@ -1,12 +1,11 @@
-"""Documents: what a training run reads from disk, before any tokenizer sees it."""
+"""Documents: the texts of rows, before any tokenizer sees them."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-PROMPT_KEYS = ("prompt", "answer")
-"""The one pair of text keys that names two parts of a row instead of two alternatives."""
+from student_trainer.chat import Messages, read_messages
+from student_trainer.row_keys import RowKeys
+from student_trainer.rows import Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,123 +16,56 @@ class Document:
     prompt: str = ""
     source: str
     """File and, inside a file of many rows, the row: for error messages."""
+    messages: Messages | None = None
+    """A conversation instead of both, which the tokenizer's chat template turns into text."""
 
 
-def load_documents(train_path: str, *, text_keys: Sequence[str]) -> Iterator[Document]:
-    """Reads every document of the comma separated files and directories, in sorted order.
-
-    Args:
-        train_path: Files or directories (all files below, hidden ones left out). The extension
-            decides: .jsonl and .json rows, .txt and .py one document a file, .parquet rows.
-        text_keys: Alternatives for the row's text, the first one present is taken; exactly
-            ("prompt", "answer") reads both, and the prompt is then never masked.
+def documents_of(rows: Iterable[Row], keys: RowKeys) -> Iterator[Document]:
+    """Reads rows; a conversation gives one document for each answer in it.
 
     Raises:
-        ValueError: A path that does not exist, an extension that is not known, a row without
-            any of the keys.
+        ValueError: naming the row that cannot be read or has not what the keys ask for.
     """
-    if not text_keys:
-        raise ValueError("text_keys is empty; name at least one key, for example 'text'")
-    for path in data_files(train_path):
-        yield from READERS[path.suffix](path, tuple(text_keys))
+    for row in rows:
+        content = row.read()
+        if isinstance(content, str):
+            yield Document(text=content, source=row.source)
+        elif not isinstance(content, Mapping):
+            raise ValueError(f"{row.source}: expected a JSON object, got {type(content).__name__}")
+        elif keys.messages:
+            for messages in read_messages(content, keys.messages, row.source):
+                yield Document(text="", source=row.source, messages=messages)
+        else:
+            yield _document_of(content, keys, row.source)
 
 
-def data_files(train_path: str) -> list[Path]:
-    """Lists the files that `load_documents` reads; the same errors for paths and extensions."""
-    files: list[Path] = []
-    for name in (part.strip() for part in train_path.split(",")):
-        if not name:
-            raise ValueError(f"train_path {train_path!r} has an empty part; separate by one comma")
-        files += _files_of(Path(name))
-    for path in files:
-        if path.suffix not in READERS:
-            raise ValueError(
-                f"{path}: unknown extension {path.suffix!r}; known: {', '.join(sorted(READERS))}"
-            )
-    return files
-
-
-def _files_of(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise ValueError(f"train_path {str(path)!r} does not exist; give a file or a directory")
-    below = (file for file in path.rglob("*") if file.is_file())
-    files = sorted(
-        file
-        for file in below
-        if not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
-    if not files:
-        raise ValueError(f"train_path {str(path)!r} is a directory without files")
-    return files
-
-
-def _read_plain(path: Path, text_keys: tuple[str, ...]) -> Iterator[Document]:
-    yield Document(text=path.read_text(encoding="utf-8"), source=str(path))
-
-
-def _read_jsonl(path: Path, text_keys: tuple[str, ...]) -> Iterator[Document]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                source = f"{path}, line {number}"
-                yield _document_of(_parse(line, source), text_keys, source)
-
-
-def _read_json(path: Path, text_keys: tuple[str, ...]) -> Iterator[Document]:
-    content = _parse(path.read_text(encoding="utf-8"), str(path))
-    rows = content if isinstance(content, list) else [content]
-    for number, row in enumerate(rows, start=1):
-        yield _document_of(row, text_keys, f"{path}, row {number}")
-
-
-def _read_parquet(path: Path, text_keys: tuple[str, ...]) -> Iterator[Document]:
-    try:
-        from pyarrow import parquet  # noqa: PLC0415  an optional package, only for these files
-    except ImportError as error:
-        raise ValueError(f"{path}: parquet files need pyarrow; run: pip install pyarrow") from error
-    number = 0
-    with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield _document_of(row, text_keys, f"{path}, row {number}")
-
-
-READERS: dict[str, Callable[[Path, tuple[str, ...]], Iterator[Document]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".txt": _read_plain,
-    ".py": _read_plain,
-    ".parquet": _read_parquet,
-}
-
-
-def _parse(text: str, source: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source}: not valid JSON: {error}") from error
-
-
-def _document_of(row: object, text_keys: tuple[str, ...], source: str) -> Document:
-    if not isinstance(row, Mapping):
-        raise ValueError(f"{source}: expected a JSON object, got {type(row).__name__}")
-    if text_keys == PROMPT_KEYS:
-        wanted, present = "both of", all(key in row for key in text_keys)
-    else:
-        wanted, present = "one of", any(key in row for key in text_keys)
+def _document_of(row: Mapping[str, object], keys: RowKeys, source: str) -> Document:
+    if keys.pair is None:
+        text = _first(row, keys.text, source, wanted=f"one of {', '.join(keys.text)}")
+        return Document(text=text, source=source)
+    prompt_keys, answer_keys = keys.pair
+    wanted = f"both of {' or '.join(prompt_keys)}, {' or '.join(answer_keys)}"
+    answer = _first(row, answer_keys, source, wanted=wanted)
+    present = [key for key in prompt_keys if row.get(key) is not None]
     if not present:
-        raise ValueError(
-            f"{source}: found keys {', '.join(sorted(map(str, row)))}; wanted {wanted} "
-            f"{', '.join(text_keys)}; set data.text_keys"
-        )
-    if text_keys == PROMPT_KEYS:
-        prompt, text = (_text_at(row, key, source) for key in PROMPT_KEYS)
-        return Document(text=text, prompt=prompt, source=source)
-    key = next(key for key in text_keys if key in row)
-    return Document(text=_text_at(row, key, source), source=source)
+        raise _missing(row, source, wanted)
+    parts = [_text_at(row, key, source) for key in present]
+    return Document(text=answer, prompt="\n\n".join(part for part in parts if part), source=source)
+
+
+def _first(row: Mapping[str, object], keys: Sequence[str], source: str, *, wanted: str) -> str:
+    # Columnar formats have every key in every row, None where there is nothing.
+    present = [key for key in keys if row.get(key) is not None] or [k for k in keys if k in row]
+    if not present:
+        raise _missing(row, source, wanted)
+    return _text_at(row, present[0], source)
+
+
+def _missing(row: Mapping[str, object], source: str, wanted: str) -> ValueError:
+    return ValueError(
+        f"{source}: found keys {', '.join(sorted(map(str, row)))}; wanted {wanted}; "
+        "set data.text_keys, or data.prompt_keys and data.answer_keys"
+    )
 
 
 def _text_at(row: Mapping[str, object], key: str, source: str) -> str:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from masked_diffusion.families import Denoiser, padding_mask
 from student_trainer import losses
+from student_trainer.packing import pack
 from student_trainer.states import StateBatch
 
 
@@ -33,13 +34,21 @@ class DistillationObjective(nn.Module):
         *,
         mixed_precision: bool = False,
         device: torch.device | None = None,
+        packed_row_tokens: int | None = None,
     ) -> None:
-        """Computes on `device`, since offloaded weights lie elsewhere; None = where they are."""
+        """Takes the student as it is.
+
+        Args:
+            device: where to compute, since offloaded weights lie elsewhere; None = where they are.
+            packed_row_tokens: the student runs on rows of at most so many tokens that hold several
+                sequences each; None = one padded row a sequence.
+        """
         super().__init__()
         self.denoiser = denoiser
         self._device = device or denoiser.device
         self._config = config
         self._mixed_precision = mixed_precision
+        self._packed_row_tokens = packed_row_tokens
         self._vocabulary = losses.Vocabulary(
             vocab_size=denoiser.info.vocab_size, mask_token_id=denoiser.info.mask_token_id
         )
@@ -65,7 +74,12 @@ class DistillationObjective(nn.Module):
             normalizer: the sum of `normalizer_share` over the optimizer step; > 0.
         """
         device = self._device
-        hidden_MD = self._hidden_states(batch)[batch.loss_BL.to(device)]
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._mixed_precision):
+            hidden_MD = (
+                self._hidden_states(batch)
+                if self._packed_row_tokens is None
+                else self._packed_hidden_states(batch, self._packed_row_tokens)
+            )
         parts = losses.distillation_loss(
             hidden_MD,
             self.denoiser.head_weight,
@@ -91,13 +105,22 @@ class DistillationObjective(nn.Module):
         mask_BL = padding_mask(batch.lengths_B, xt_BL.shape[1])
         is_blocked = self.denoiser.info.attention == "block_causal"
         clean_BL = batch.clean_BL if is_blocked else None
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._mixed_precision):
-            return self.denoiser(
-                xt_BL,
-                None if mask_BL is None else mask_BL.to(device),
-                clean_ids_BL=None if clean_BL is None else clean_BL.to(device),
-                times_B=batch.t_B.to(device) if self.denoiser.info.uses_time else None,
-            )
+        hidden_BLD: Tensor = self.denoiser(
+            xt_BL,
+            None if mask_BL is None else mask_BL.to(device),
+            clean_ids_BL=None if clean_BL is None else clean_BL.to(device),
+            times_B=batch.t_B.to(device) if self.denoiser.info.uses_time else None,
+        )
+        return hidden_BLD[batch.loss_BL.to(device)]
+
+    def _packed_hidden_states(self, batch: StateBatch, row_tokens: int) -> Tensor:
+        """The same from packed rows."""
+        rows = pack(batch.xt_BL, batch.lengths_B, row_tokens=row_tokens)
+        hidden_RLD: Tensor = self.denoiser(
+            rows.input_ids_RL.to(self._device),
+            document_ids_BL=rows.document_ids_RL.to(self._device),
+        )
+        return hidden_RLD.flatten(0, 1)[rows.places_BL[batch.loss_BL].to(self._device)]
 
     def _weights(self, batch: StateBatch) -> Tensor:
         return losses.position_weights(

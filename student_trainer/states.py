@@ -76,20 +76,38 @@ class StateSource(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class BatchReader:
-    """Which clean sequences a micro-step takes: a function of the step alone."""
+class SequenceReader:
+    """Which clean sequences a micro-step takes."""
 
-    dataset: TokenizedDataset
-    plan: BatchPlan
     micro_batch_size: int
     rank: int
     world_size: int
     info: DenoiserInfo
 
     @property
+    def global_batch_size(self) -> int:
+        """Sequences of one optimizer step over all ranks."""
+        raise NotImplementedError
+
+    @property
+    def facts(self) -> dict[str, int | str]:
+        """What decides the sequences of a step beside its number; alike on all ranks."""
+        raise NotImplementedError
+
+    def read(self, micro_step: MicroStep) -> tuple[SequenceBatch, list[int]]:
+        """The clean sequences and their sample numbers, which key every draw."""
+        raise NotImplementedError
+
+    @property
     def num_micro_steps(self) -> int:
         """Accumulation steps of one optimizer step."""
-        return self.plan.global_batch_size // (self.micro_batch_size * self.world_size)
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+
+    @property
+    def pad_token_id(self) -> int:
+        """What stands behind the shorter sequences."""
+        pad = self.info.pad_token_id
+        return self.info.mask_token_id if pad is None else pad
 
     def micro_steps(self, first_step: int, num_steps: int) -> Iterator[MicroStep]:
         """All micro-steps of this rank, in order."""
@@ -99,19 +117,9 @@ class BatchReader:
 
     def places(self, micro_step: MicroStep) -> slice:
         """Where the micro-step's sequences stand in the global batch of its optimizer step."""
-        share = rank_slice(self.plan.global_batch_size, rank=self.rank, world_size=self.world_size)
+        share = rank_slice(self.global_batch_size, rank=self.rank, world_size=self.world_size)
         first = share.start + micro_step.index * self.micro_batch_size
         return slice(first, first + self.micro_batch_size)
-
-    def read(self, micro_step: MicroStep) -> tuple[SequenceBatch, list[int]]:
-        """The clean sequences and their sample numbers, which key every draw."""
-        places = self.places(micro_step)
-        indices = self.plan.sequence_indices(micro_step.step)[places]
-        pad = self.info.pad_token_id
-        batch = collate(
-            self.dataset, indices, pad_token_id=self.info.mask_token_id if pad is None else pad
-        )
-        return batch, self.plan.sequence_ids(micro_step.step)[places]
 
     def maskable(self, batch: SequenceBatch) -> Tensor:
         """[B, L] bool: neither prompt, padding, special token nor a position without prediction."""
@@ -119,10 +127,39 @@ class BatchReader:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class BatchReader(SequenceReader):
+    """Reads a data set of known size: the sequences are a function of the step alone."""
+
+    dataset: TokenizedDataset
+    plan: BatchPlan
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.plan.global_batch_size
+
+    @property
+    def facts(self) -> dict[str, int | str]:
+        return {
+            "data_mode": "mapped",
+            "global_batch_size": self.plan.global_batch_size,
+            "seed": self.plan.seed,
+            "num_sequences": self.plan.dataset_size,
+            "num_data_tokens": len(self.dataset.token_ids),
+        }
+
+    def read(self, micro_step: MicroStep) -> tuple[SequenceBatch, list[int]]:
+        """See `SequenceReader.read`."""
+        places = self.places(micro_step)
+        indices = self.plan.sequence_indices(micro_step.step)[places]
+        batch = collate(self.dataset, indices, pad_token_id=self.pad_token_id)
+        return batch, self.plan.sequence_ids(micro_step.step)[places]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class NoisedStates:
     """Data made noisy at a random time; the teacher, if any, scores exactly these states."""
 
-    reader: BatchReader
+    reader: SequenceReader
     config: TrainConfig
     teacher: TargetSource | None
 
@@ -131,7 +168,7 @@ class NoisedStates:
         batch, sequence_ids = self.reader.read(micro_step)
         noising = Noising(
             info=self.reader.info,
-            global_batch_size=self.reader.plan.global_batch_size,
+            global_batch_size=self.reader.global_batch_size,
             seed=self.config.seed,
             t_min=self.config.t_min,
             t_max=self.config.t_max,
@@ -149,7 +186,7 @@ class TrajectoryStates:
     may be the teacher's, so there are no labels.
     """
 
-    reader: BatchReader
+    reader: SequenceReader
     config: TrainConfig
     distill: DistillConfig
     teacher: TargetSource

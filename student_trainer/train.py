@@ -9,10 +9,11 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from masked_diffusion.families import Denoiser, DenoiserInfo
 from protos import errors
@@ -22,6 +23,7 @@ from student_trainer.client import TeacherClient
 from student_trainer.config import Config
 from student_trainer.data import TokenizedDataset, load_dataset
 from student_trainer.metrics import MetricsLog
+from student_trainer.packing import check_packing
 from student_trainer.parallel import Parallel, start_parallel
 from student_trainer.prefetch import Prefetcher
 from student_trainer.replicas import RetryPolicy
@@ -29,6 +31,7 @@ from student_trainer.states import (
     BatchReader,
     MicroStep,
     NoisedStates,
+    SequenceReader,
     StateBatch,
     StateSource,
     TrajectoryStates,
@@ -42,6 +45,7 @@ from student_trainer.stored_plan import (
     covered_sequences,
 )
 from student_trainer.stored_states import StoredStates
+from student_trainer.stream_reader import StreamReader, open_stream, stream_plan
 from student_trainer.student import StudentSpec, build_student, common_info
 from student_trainer.targets import RemoteTeacher, TargetCounters, TargetSource
 from student_trainer.teacher_process import TeacherProcess, TeacherStartError
@@ -77,11 +81,21 @@ def run(config: Config, parallel: Parallel) -> None:
             spec, device="cpu" if is_sharded else parallel.device, dtype=_WEIGHT_DTYPE
         )
         check_noise(denoiser.info, config)
+        if config.data.packing:
+            check_packing(denoiser)
         if teacher is not None:
             check_fits(denoiser.info, teacher, config)
-        reader = build_reader(
-            config, denoiser, parallel, teacher=teacher, global_batch_size=global_batch_size
-        )
+        reader: SequenceReader
+        if config.data.streaming:
+            reader = stack.enter_context(
+                _stream(
+                    config, denoiser, parallel, teacher=teacher, global_batch_size=global_batch_size
+                )
+            )
+        else:
+            reader = build_reader(
+                config, denoiser, parallel, teacher=teacher, global_batch_size=global_batch_size
+            )
         source = _source(config, reader, teacher)
         num_steps = count_steps(config, reader)
         trainer = Trainer(
@@ -92,6 +106,7 @@ def run(config: Config, parallel: Parallel) -> None:
             facts=_facts(reader, teacher),
             config_text=config_text,
             teacher_head=None if teacher is None else teacher.sharded_head,
+            data=reader if isinstance(reader, StreamReader) else None,
         )
         _announce(denoiser, reader, teacher, num_steps, parallel)
         prefetcher: Prefetcher[MicroStep, list[StateBatch]] = Prefetcher(
@@ -265,11 +280,14 @@ def _global_batch_size(config: Config, parallel: Parallel) -> int:
     return size
 
 
-def count_steps(config: Config, reader: BatchReader) -> int:
+def count_steps(config: Config, reader: SequenceReader) -> int:
     """Optimizer steps of the run."""
-    return config.train.max_steps or math.ceil(
-        config.train.num_train_epochs * reader.plan.dataset_size / reader.plan.global_batch_size
-    )
+    if config.train.max_steps is not None:
+        return config.train.max_steps
+    # A stream without max_steps is refused by the configuration.
+    assert isinstance(reader, BatchReader)
+    num_sequences = config.train.num_train_epochs * reader.plan.dataset_size
+    return math.ceil(num_sequences / reader.global_batch_size)
 
 
 def check_fits(info: DenoiserInfo, teacher: TargetSource, config: Config) -> None:
@@ -327,6 +345,56 @@ def build_reader(
     Raises:
         ValueError: no tokenizer, no data, or sequences that are too long.
     """
+    tokenizer = _check_readable(config, denoiser)
+    cache = config.data.cache_dir or str(Path(config.train.output_dir) / "data_cache")
+    # The others read the cache that the first rank of their machine has written.
+    with parallel.first_of_node_goes_first():
+        dataset: TokenizedDataset = load_dataset(
+            config.data.train_path,
+            text_keys=config.data.text_keys,
+            tokenizer=tokenizer,
+            max_seq_len=config.data.max_seq_len,
+            min_chunk_tokens=config.data.min_chunk_tokens,
+            cache_folder=Path(cache),
+            keys=config.data.keys,
+            selection=config.data.selection,
+            num_workers=config.data.num_workers,
+        )
+    return BatchReader(
+        dataset=dataset,
+        plan=_plan(config, dataset, teacher, global_batch_size),
+        micro_batch_size=config.train.micro_batch_size,
+        rank=parallel.rank,
+        world_size=parallel.world_size,
+        info=_predicted(denoiser.info, teacher),
+    )
+
+
+@contextlib.contextmanager
+def _stream(
+    config: Config,
+    denoiser: Denoiser,
+    parallel: Parallel,
+    *,
+    teacher: TargetSource | None,
+    global_batch_size: int,
+) -> Iterator[StreamReader]:
+    tokenizer = _check_readable(config, denoiser)
+    # What the hub answers is kept for the other ranks of the machine.
+    with parallel.first_of_node_goes_first():
+        plan = stream_plan(config.data, tokenizer, seed=config.train.seed)
+    with open_stream(
+        plan,
+        global_batch_size=global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        parallel=parallel,
+        info=_predicted(denoiser.info, teacher),
+        num_workers=config.data.num_workers,
+    ) as reader:
+        yield reader
+
+
+def _check_readable(config: Config, denoiser: Denoiser) -> PreTrainedTokenizerBase:
     if denoiser.tokenizer is None:
         raise ValueError(
             f"{denoiser.info.name} has no tokenizer to read data.train_path with; put the "
@@ -337,25 +405,11 @@ def build_reader(
             f"data.max_seq_len is {config.data.max_seq_len}, the student's maximum is "
             f"{denoiser.info.max_length}; lower it, or raise max_position_embeddings"
         )
-    cache = config.data.cache_dir or str(Path(config.train.output_dir) / "data_cache")
-    # The others read the cache that the first rank of their machine has written.
-    with parallel.first_of_node_goes_first():
-        dataset: TokenizedDataset = load_dataset(
-            config.data.train_path,
-            text_keys=config.data.text_keys,
-            tokenizer=denoiser.tokenizer,
-            max_seq_len=config.data.max_seq_len,
-            min_chunk_tokens=config.data.min_chunk_tokens,
-            cache_folder=Path(cache),
-        )
-    return BatchReader(
-        dataset=dataset,
-        plan=_plan(config, dataset, teacher, global_batch_size),
-        micro_batch_size=config.train.micro_batch_size,
-        rank=parallel.rank,
-        world_size=parallel.world_size,
-        info=denoiser.info if teacher is None else common_info(denoiser.info, teacher.description),
-    )
+    return denoiser.tokenizer
+
+
+def _predicted(info: DenoiserInfo, teacher: TargetSource | None) -> DenoiserInfo:
+    return info if teacher is None else common_info(info, teacher.description)
 
 
 def _plan(
@@ -380,21 +434,18 @@ def _plan(
     )
 
 
-def _facts(reader: BatchReader, teacher: TargetSource | None) -> dict[str, int | str]:
+def _facts(reader: SequenceReader, teacher: TargetSource | None) -> dict[str, int | str]:
     """What decides a run's batches and targets beside the step."""
-    facts: dict[str, int | str] = {
-        "global_batch_size": reader.plan.global_batch_size,
-        "seed": reader.plan.seed,
-        "num_sequences": reader.plan.dataset_size,
-        "num_data_tokens": len(reader.dataset.token_ids),
-    }
+    facts = reader.facts
     if teacher is not None:
         facts["teacher_revision"] = teacher.description.revision
     return facts
 
 
-def _source(config: Config, reader: BatchReader, teacher: TargetSource | None) -> StateSource:
+def _source(config: Config, reader: SequenceReader, teacher: TargetSource | None) -> StateSource:
     if isinstance(teacher, TargetStore):
+        # A stream with a store is refused by the configuration.
+        assert isinstance(reader, BatchReader)
         if teacher.identity.kind == DATASET_PLAN:
             return StoredStates(
                 reader=reader, config=config.train, distill=config.distill, store=teacher
@@ -410,7 +461,7 @@ def _source(config: Config, reader: BatchReader, teacher: TargetSource | None) -
 
 
 def live_states(
-    config: Config, reader: BatchReader, teacher: TargetSource | None
+    config: Config, reader: SequenceReader, teacher: TargetSource | None
 ) -> NoisedStates | TrajectoryStates:
     """The states of a run, made as it goes; the teacher may be a recording or a store."""
     if teacher is not None and config.distill.state_source == "trajectory":
@@ -422,7 +473,7 @@ def live_states(
 
 def _announce(
     denoiser: Denoiser,
-    reader: BatchReader,
+    reader: SequenceReader,
     teacher: TargetSource | None,
     num_steps: int,
     parallel: Parallel,
@@ -438,11 +489,9 @@ def _announce(
         parallel.device,
     )
     logger.info(
-        "data sequences=%d tokens=%d steps=%d global_batch_size=%d micro_steps=%d",
-        len(reader.dataset),
-        len(reader.dataset.token_ids),
+        "data %s steps=%d micro_steps=%d",
+        " ".join(f"{name}={value}" for name, value in reader.facts.items()),
         num_steps,
-        reader.plan.global_batch_size,
         reader.num_micro_steps,
     )
     if teacher is not None:

@@ -15,7 +15,12 @@ from masked_diffusion import checkpoints
 from masked_diffusion.families import Denoiser
 from student_trainer import lora
 from student_trainer.blocks import prepare_blocks
-from student_trainer.checkpoint import TrainingState, find_checkpoint, load_checkpoint
+from student_trainer.checkpoint import (
+    DataPosition,
+    TrainingState,
+    find_checkpoint,
+    load_checkpoint,
+)
 from student_trainer.checkpoint_writer import CheckpointWriter
 from student_trainer.config import Config
 from student_trainer.ema import WeightAverage
@@ -53,6 +58,7 @@ class Trainer:
         facts: Mapping[str, int | str] | None = None,
         config_text: str = "",
         teacher_head: ShardedTeacherHead | None = None,
+        data: DataPosition | None = None,
     ) -> None:
         """Restores the checkpoint that the configuration names, if it does.
 
@@ -60,6 +66,7 @@ class Trainer:
             facts: what a resumed run must share with the one it goes on from.
             config_text: kept with every checkpoint.
             teacher_head: made whole for each step, where ranks share it.
+            data: a stream of data, which goes on with the run.
 
         Raises:
             ValueError: there is no such checkpoint, it is of another run, or an option asks for
@@ -78,6 +85,7 @@ class Trainer:
             config.loss,
             mixed_precision=train.enable_mixed_precision,
             device=parallel.device,
+            packed_row_tokens=config.data.max_seq_len if config.data.packing else None,
         )
         self._laid_out = distribute(
             self._objective, parallel, train, mixed_precision=train.enable_mixed_precision
@@ -87,7 +95,10 @@ class Trainer:
             WeightAverage(self._objective, decay=train.ema_decay) if train.ema_decay else None
         )
         self._state = TrainingState(
-            module=self._objective, optimizers=self._optimizers, average=self._average
+            module=self._objective,
+            optimizers=self._optimizers,
+            average=self._average,
+            data=data,
         )
         self._started_s = 0.0
         folder = Path(train.output_dir) / "checkpoints"

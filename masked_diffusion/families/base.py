@@ -151,6 +151,18 @@ class Denoiser(nn.Module):
             "block-causal attention sees the blocks before a position's own clean"
         )
 
+    @property
+    def packing_obstacle(self) -> str | None:
+        """Why rows of several documents cannot be run, to be read after the name; None = they can.
+
+        Known before any forward, so that a run is refused at its start.
+        """
+        return f"the family {self.family} has no document masks"
+
+    def raw_packed_hidden_states(self, input_ids_BL: Tensor, document_ids_BL: Tensor) -> Tensor:
+        """Runs the body on rows of several documents, none of which sees another."""
+        raise NotImplementedError
+
     def hidden_states(
         self,
         input_ids_BL: Tensor,
@@ -179,6 +191,30 @@ class Denoiser(nn.Module):
             raw_BLD = self.raw_two_stream_hidden_states(
                 input_ids_BL, attention_mask_BL, clean_ids_BL
             )
+        return self._align(raw_BLD)
+
+    def packed_hidden_states(self, input_ids_BL: Tensor, document_ids_BL: Tensor) -> Tensor:
+        """Runs rows of several documents: no document sees another, each has its positions from 0.
+
+        Args:
+            input_ids_BL: [B, L] int64.
+            document_ids_BL: [B, L] int64, the documents of a row one after the other;
+                `document_masks.PADDING` behind the last.
+
+        Returns:
+            [B, L, D] as `hidden_states` gives it for each document alone: the first
+            info.num_invalid_leading_positions rows of every one carry no trained prediction.
+
+        Raises:
+            ValueError: there is a `packing_obstacle`.
+        """
+        if self.packing_obstacle is not None:
+            raise ValueError(
+                f"document_ids_BL must be None for {self.info.name}: {self.packing_obstacle}"
+            )
+        return self._align(self.raw_packed_hidden_states(input_ids_BL, document_ids_BL))
+
+    def _align(self, raw_BLD: Tensor) -> Tensor:
         if self.info.alignment == "aligned":
             return raw_BLD
         return torch.cat([raw_BLD[:, :1], raw_BLD[:, :-1]], dim=1)
@@ -190,8 +226,15 @@ class Denoiser(nn.Module):
         *,
         times_B: Tensor | None = None,
         clean_ids_BL: Tensor | None = None,
+        document_ids_BL: Tensor | None = None,
     ) -> Tensor:
-        """Same as `hidden_states`, so that DDP and FSDP can wrap the module."""
+        """Same as `hidden_states`, so that DDP and FSDP can wrap the module.
+
+        With document_ids_BL it is `packed_hidden_states`, and the others must be None.
+        """
+        if document_ids_BL is not None:
+            assert attention_mask_BL is None and times_B is None and clean_ids_BL is None
+            return self.packed_hidden_states(input_ids_BL, document_ids_BL)
         return self.hidden_states(
             input_ids_BL, attention_mask_BL, times_B=times_B, clean_ids_BL=clean_ids_BL
         )

@@ -80,6 +80,10 @@ class BlockDenoiser(CausalDecoder):
         )
         return self._run(input_ids_BL, seen_BLL, _positions(input_ids_BL))
 
+    @property
+    def packing_obstacle(self) -> str | None:
+        return f"the family {self.family} attends by blocks, which are counted from a row's start"
+
     def raw_two_stream_hidden_states(
         self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None, clean_ids_BL: Tensor
     ) -> Tensor:

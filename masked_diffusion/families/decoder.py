@@ -6,6 +6,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from masked_diffusion.families import document_masks
 from masked_diffusion.families.base import Denoiser
 
 REMOTE_CODE_FIELDS = frozenset({"architectures", "auto_map", "model_type"})
@@ -68,4 +69,20 @@ class CausalDecoder(Denoiser):
     ) -> Tensor:
         body = self.model.base_model
         output = body(input_ids=input_ids_BL, attention_mask=attention_mask_BL, use_cache=False)
+        return cast(Tensor, output.last_hidden_state)
+
+    @property
+    def packing_obstacle(self) -> str | None:
+        return None
+
+    def raw_packed_hidden_states(self, input_ids_BL: Tensor, document_ids_BL: Tensor) -> Tensor:
+        body = self.model.base_model
+        output = body(
+            input_ids=input_ids_BL,
+            attention_mask=document_masks.additive(
+                document_masks.same_document(document_ids_BL), self.model.dtype
+            ),
+            position_ids=document_masks.positions_in_documents(document_ids_BL),
+            use_cache=False,
+        )
         return cast(Tensor, output.last_hidden_state)

@@ -112,24 +112,24 @@ class Block(nn.Module):
         x_BLD: Tensor,
         condition_BC: Tensor,
         rotary: tuple[Tensor, Tensor],
-        mask_B11L: Tensor | None,
+        mask_B1LL: Tensor | None,
     ) -> Tensor:
         modulation_B1 = self.adaLN_modulation(condition_BC)[:, None]
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation_B1.chunk(6, dim=-1)
-        attended_BLD = self._attend(self.norm1(x_BLD, shift_1, scale_1), rotary, mask_B11L)
+        attended_BLD = self._attend(self.norm1(x_BLD, shift_1, scale_1), rotary, mask_B1LL)
         x_BLD = x_BLD + gate_1 * self.dropout(self.attn_out(attended_BLD))
         widened_BLD = self.mlp(self.norm2(x_BLD, shift_2, scale_2))
         result: Tensor = x_BLD + gate_2 * self.dropout(widened_BLD)
         return result
 
     def _attend(
-        self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor], mask_B11L: Tensor | None
+        self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor], mask_B1LL: Tensor | None
     ) -> Tensor:
         batch, length, width = x_BLD.shape
         qkv = self.attn_qkv(x_BLD).view(batch, length, 3, self.num_heads, width // self.num_heads)
         q_BHLE, k_BHLE, v_BHLE = qkv.permute(2, 0, 3, 1, 4).unbind()
         mixed_BHLE = F.scaled_dot_product_attention(
-            rotate(q_BHLE, *rotary), rotate(k_BHLE, *rotary), v_BHLE, attn_mask=mask_B11L
+            rotate(q_BHLE, *rotary), rotate(k_BHLE, *rotary), v_BHLE, attn_mask=mask_B1LL
         )
         return mixed_BHLE.transpose(1, 2).reshape(batch, length, width)
 
@@ -178,8 +178,12 @@ class DiTBackbone(nn.Module):
         x_BLD = self.vocab_embed(input_ids_BL)
         condition_BC = F.silu(self.sigma_map(sigma_B))
         rotary = self.rotary_emb(x_BLD.shape[1], x_BLD.device)
-        mask_B11L = None if attention_mask_BL is None else attention_mask_BL.bool()[:, None, None]
+        mask_B1LL = None
+        if attention_mask_BL is not None:
+            # [B, 1, L, L] is taken as it is.
+            is_whole = attention_mask_BL.shape != input_ids_BL.shape
+            mask_B1LL = attention_mask_BL if is_whole else attention_mask_BL.bool()[:, None, None]
         for block in self.blocks:
-            x_BLD = block(x_BLD, condition_BC, rotary, mask_B11L)
+            x_BLD = block(x_BLD, condition_BC, rotary, mask_B1LL)
         hidden_BLD: Tensor = self.output_layer(x_BLD, condition_BC)
         return hidden_BLD

@@ -5,6 +5,7 @@ from typing import ClassVar, cast
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from masked_diffusion.families import document_masks
 from masked_diffusion.families.base import Denoiser
 from masked_diffusion.families.info import Alignment
 
@@ -54,6 +55,29 @@ class Encoder(Denoiser):
     ) -> Tensor:
         output = self.model.base_model(input_ids=input_ids_BL, attention_mask=attention_mask_BL)
         return self.transform(cast(Tensor, output.last_hidden_state))
+
+    @property
+    def packing_obstacle(self) -> str | None:
+        return None
+
+    def raw_packed_hidden_states(self, input_ids_BL: Tensor, document_ids_BL: Tensor) -> Tensor:
+        positions_BL = document_masks.positions_in_documents(document_ids_BL)
+        output = self.model.base_model(
+            input_ids=input_ids_BL,
+            attention_mask=self.packed_mask(document_ids_BL),
+            position_ids=positions_BL + self.first_position,
+        )
+        return self.transform(cast(Tensor, output.last_hidden_state))
+
+    @property
+    def first_position(self) -> int:
+        """Row of the table of positions for the first token."""
+        return 0
+
+    def packed_mask(self, document_ids_BL: Tensor) -> Tensor | dict[str, Tensor]:
+        """The mask of each kind of layer, [B, 1, L, L]; one tensor where all are of one kind."""
+        allowed = document_masks.same_document(document_ids_BL)
+        return document_masks.additive(allowed, self.model.dtype)
 
     def transform(self, hidden_BLD: Tensor) -> Tensor:
         """What the checkpoint does between its last layer and its decoder: [B, L, D] both."""

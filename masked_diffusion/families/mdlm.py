@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from masked_diffusion.families import document_masks
 from masked_diffusion.families.base import Denoiser
 from masked_diffusion.families.info import Alignment
 from masked_diffusion.families.mdlm_config import MdlmConfig
@@ -102,3 +103,14 @@ class Mdlm(Denoiser):
         sigma_B = None if times_B is None else noise_level(times_B).to(input_ids_BL.device)
         model = cast(MdlmForMaskedLM, self.model)
         return model.hidden_states(input_ids_BL, attention_mask_BL, sigma_B)
+
+    @property
+    def packing_obstacle(self) -> str | None:
+        return "every row has one time, its documents have several" if self.info.uses_time else None
+
+    def raw_packed_hidden_states(self, input_ids_BL: Tensor, document_ids_BL: Tensor) -> Tensor:
+        # Positions are rotated, so only their differences count, which are those of the row.
+        model = cast(MdlmForMaskedLM, self.model)
+        return model.hidden_states(
+            input_ids_BL, document_masks.same_document(document_ids_BL), None
+        )

@@ -2,9 +2,11 @@
 
 from typing import cast
 
+import torch
 from torch import Tensor
 from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedConfig
 
+from masked_diffusion.families import document_masks
 from masked_diffusion.families.encoder import Encoder
 
 
@@ -35,6 +37,19 @@ class ModernBert(Encoder):
                 f"layer_types must name full_attention at least once, got {layer_types}: a "
                 "denoiser attends to the whole sequence, if not in every layer"
             )
+
+    def packed_mask(self, document_ids_BL: Tensor) -> Tensor | dict[str, Tensor]:
+        """Local layers see their window of the document only."""
+        places_L = torch.arange(document_ids_BL.shape[1], device=document_ids_BL.device)
+        distances_LL = (places_L[:, None] - places_L[None]).abs()
+        allowed = document_masks.same_document(document_ids_BL)
+        window = cast(ModernBertConfig, self.model.config).sliding_window
+        near = allowed & (distances_LL <= window)
+        dtype = self.model.dtype
+        return {
+            "full_attention": document_masks.additive(allowed, dtype),
+            "sliding_attention": document_masks.additive(near, dtype),
+        }
 
     def transform(self, hidden_BLD: Tensor) -> Tensor:
         return cast(Tensor, cast(ModernBertForMaskedLM, self.model).head(hidden_BLD))

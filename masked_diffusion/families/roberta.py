@@ -32,6 +32,10 @@ class Roberta(Encoder):
         """Rows of the table of positions, without those up to the pad id's."""
         return int(config.max_position_embeddings) - int(config.pad_token_id) - 1
 
+    @property
+    def first_position(self) -> int:
+        return int(self.model.config.pad_token_id) + 1
+
     def transform(self, hidden_BLD: Tensor) -> Tensor:
         head = cast(RobertaForMaskedLM, self.model).lm_head
         return cast(Tensor, head.layer_norm(nn.functional.gelu(head.dense(hidden_BLD))))

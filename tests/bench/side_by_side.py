@@ -19,7 +19,7 @@ from student_trainer.config import Config
 from student_trainer.metrics import MetricsLog, StepMetrics
 from student_trainer.parallel import Parallel
 from student_trainer.prefetch import Prefetcher
-from student_trainer.states import BatchReader, StateSource
+from student_trainer.states import SequenceReader, StateSource
 from student_trainer.targets import TargetCounters
 from student_trainer.trainer import Trainer
 from tests.bench.workload import Schedule
@@ -34,7 +34,7 @@ class Run:
 
     config: Config
     denoiser: Denoiser
-    reader: BatchReader
+    reader: SequenceReader
     source: StateSource
     counters: Callable[[], TargetCounters] = TargetCounters
     close: Callable[[], None] = lambda: None

@@ -24,6 +24,9 @@ def distill(**fields) -> DistillConfig:
         ({"text_keys": ["a", "b", "c"]}, "data.text_keys must be one or two keys"),
         ({"max_seq_len": 8}, "data.min_chunk_tokens must be >= 1 and below data.max_seq_len (8)"),
         ({"min_chunk_tokens": 0}, "data.min_chunk_tokens must be >= 1"),
+        ({"prompt_keys": ["p"]}, "data.answer_keys is []; give both or neither"),
+        ({"num_workers": -1}, "data.num_workers must be >= 0, got -1"),
+        ({"shuffle_buffer_size": 0}, "data.shuffle_buffer_size must be >= 1, got 0"),
     ],
 )
 def test_data_that_cannot_be_is_refused(fields, message):
@@ -137,3 +140,10 @@ def test_the_losses_own_section_is_put_together():
         weighting="path",
         normalizer="sequence",
     )
+
+
+def test_a_stream_needs_to_know_when_to_stop():
+    stream = DataConfig(train_path="data", streaming=True)
+    with pytest.raises(ValueError, match=r"train.max_steps must be given with data.streaming=true"):
+        Config(data=stream, train=TRAIN)
+    Config(data=stream, train=TrainConfig(output_dir="out", max_steps=3))

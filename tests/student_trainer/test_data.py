@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from student_trainer.data import Chunking, load_dataset, tokenize_documents
+from student_trainer import data
+from student_trainer.chunks import Chunking
+from student_trainer.data import load_dataset, tokenize_documents
 from student_trainer.documents import Document
+from tests import training
 from tests.fixtures import modernbert
 from tests.tiny_models import PYTHON_SOURCES
 
@@ -64,23 +67,6 @@ def test_a_mask_spelled_out_in_the_text_is_text(tiny_tokenizer):
     assert tiny_tokenizer.decode(ids[1:-1]) == text
 
 
-def test_a_prompt_is_counted_with_its_bos_and_a_chunk_of_prompt_alone_is_dropped(tiny_tokenizer):
-    prompt, answer = "x = 1\n" * 5, "y = 2\n"
-    num_prompt = len(encode(prompt, tiny_tokenizer))
-    documents = [document(answer, prompt), document(answer)]
-
-    dataset = tokenize_documents(
-        documents, tiny_tokenizer, chunking=Chunking(max_seq_len=64, min_chunk_tokens=1)
-    )
-    assert dataset.prompt_lengths.tolist() == [1 + num_prompt, 0]
-
-    cut = tokenize_documents(
-        documents, tiny_tokenizer, chunking=Chunking(max_seq_len=8, min_chunk_tokens=1)
-    )
-    assert cut.num_dropped_chunks == num_prompt // 7
-    assert cut.prompt_lengths[0] == (1 + num_prompt % 7 if num_prompt % 7 else 0)
-
-
 def test_the_cache_gives_the_same_data_and_is_not_made_twice(tiny_tokenizer, tmp_path):
     source = tmp_path / "a.txt"
     source.write_text(PYTHON_SOURCES[0] * 4)
@@ -104,7 +90,12 @@ def test_the_cache_gives_the_same_data_and_is_not_made_twice(tiny_tokenizer, tmp
     for name in ("token_ids", "offsets", "prompt_lengths"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
         assert getattr(first, name).dtype == getattr(again, name).dtype
+        assert isinstance(getattr(again, name), np.memmap)
     assert again.num_dropped_tokens == first.num_dropped_tokens
+
+    (path / "token_ids.i32").write_bytes(b"cut short")
+    with pytest.raises(ValueError, match="remove the folder, and the data are tokenized again"):
+        load()
 
     load(max_seq_len=8)
     source.write_text(PYTHON_SOURCES[1] * 4)
@@ -128,3 +119,38 @@ def test_an_encoders_tokenizer_frames_with_cls_and_sep():
     dataset = tokenize(["return self"], tokenizer, max_seq_len=64)
     ids = dataset.sequence(0).tolist()
     assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+
+
+def test_a_worker_makes_the_same_cache(tiny_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "ROWS_PER_WINDOW", 3)
+    path = training.write_texts(tmp_path, num_documents=20)
+
+    def load(num_workers):
+        return load_dataset(
+            str(path),
+            text_keys=["text"],
+            tokenizer=tiny_tokenizer,
+            max_seq_len=32,
+            min_chunk_tokens=4,
+            cache_folder=tmp_path / f"cache{num_workers}",
+            num_workers=num_workers,
+        )
+
+    alone, helped = load(0), load(1)
+    for name in ("token_ids", "offsets", "prompt_lengths"):
+        np.testing.assert_array_equal(getattr(alone, name), getattr(helped, name))
+    assert (helped.num_documents, helped.num_dropped_tokens) == (20, alone.num_dropped_tokens)
+
+
+def test_a_row_that_cannot_be_read_leaves_no_cache(tiny_tokenizer, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x = 1"}\n{"text": 3}\n')
+    with pytest.raises(ValueError, match=r"a.jsonl, line 2: 'text' must be a string"):
+        load_dataset(
+            str(tmp_path / "a.jsonl"),
+            text_keys=["text"],
+            tokenizer=tiny_tokenizer,
+            max_seq_len=32,
+            min_chunk_tokens=1,
+            cache_folder=tmp_path / "cache",
+        )
+    assert list((tmp_path / "cache").iterdir()) == []

@@ -1,15 +1,27 @@
 """Reading documents: every format, and every mistake with its name."""
 
 import json
-import sys
+from functools import partial
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
-from student_trainer.documents import load_documents
+from student_trainer.data_sources import row_files
+from student_trainer.documents import documents_of
+from student_trainer.row_keys import RowKeys
+from student_trainer.rows import Row
 
 
 def read(path, *text_keys):
-    return list(load_documents(str(path), text_keys=text_keys or ("text",)))
+    keys = RowKeys(text=text_keys or ("text",))
+    return [item for file in row_files(str(path)) for item in documents_of(file.rows(), keys)]
+
+
+def parts(row, **keys):
+    """(prompt, text) of one row's documents."""
+    rows = [Row("here", partial(dict, row))]
+    return [(item.prompt, item.text) for item in documents_of(rows, RowKeys(**keys))]
 
 
 def test_a_directory_gives_its_files_in_order_and_every_format(tmp_path):
@@ -46,6 +58,47 @@ def test_prompt_and_answer_are_two_parts_of_one_document(tmp_path):
     path.write_text('{"prompt": "p", "answer": "a"}\n')
     (document,) = read(path, "prompt", "answer")
     assert (document.prompt, document.text) == ("p", "a")
+
+
+def test_the_parts_of_a_prompt_are_joined_and_missing_ones_left_out():
+    keys = {"prompt": ("instruction", "input"), "answer": ("output", "response")}
+    row = {"instruction": "Add.", "input": "1 2", "output": "3"}
+    assert parts(row, **keys) == [("Add.\n\n1 2", "3")]
+    assert parts(row | {"input": ""}, **keys) == [("Add.", "3")]
+    # Columnar formats have every key in every row.
+    assert parts(row | {"input": None, "response": "3", "output": None}, **keys) == [("Add.", "3")]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (
+            {"instruction": "i"},
+            "found keys instruction; wanted both of instruction or input, output",
+        ),
+        ({"output": "o"}, "found keys output; wanted both of instruction or input, output"),
+        ({"instruction": 1, "output": "o"}, "'instruction' must be a string, got int"),
+        ({"instruction": "i", "output": None}, "'output' must be a string, got NoneType"),
+    ],
+)
+def test_a_pair_that_is_not_whole_is_named(row, told):
+    with pytest.raises(ValueError, match=r"^here: ") as error:
+        parts(row, prompt=("instruction", "input"), answer=("output",))
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"prompt": ("p",)}, "give both or neither"),
+        ({"answer": ("a",)}, "give both or neither"),
+        ({"prompt": ("p",), "answer": ("a",), "messages": "m"}, "give one of them"),
+        ({"text": ()}, "data.text_keys is empty"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(keys, told):
+    with pytest.raises(ValueError, match=told):
+        RowKeys(**keys)
 
 
 @pytest.mark.parametrize(
@@ -85,16 +138,7 @@ def test_an_empty_directory_is_an_error(tmp_path):
         read(tmp_path)
 
 
-def test_parquet_without_pyarrow_names_the_package(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    (tmp_path / "rows.parquet").write_bytes(b"")
-    with pytest.raises(ValueError, match="pip install pyarrow"):
-        read(tmp_path)
-
-
 def test_parquet_rows_are_documents(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "rows.parquet"
     parquet.write_table(pyarrow.table({"text": ["one", "two"]}), path)
     assert [document.text for document in read(path)] == ["one", "two"]
