@@ -1,6 +1,5 @@
 """Training runs as processes that get a signal at a given step."""
 
-import os
 import random
 import signal
 import subprocess
@@ -8,6 +7,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import psutil
 
 _POLL_S = 0.005
 _TIMEOUT_S = 240.0
@@ -24,8 +25,6 @@ def start(command: Sequence[str], *, num_ranks: int = 1) -> subprocess.Popen[str
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # A group of its own, so that a kill reaches every rank.
-        start_new_session=True,
     )
 
 
@@ -40,15 +39,32 @@ def finish(process: subprocess.Popen[str]) -> int:
 def interrupt(
     process: subprocess.Popen[str], metrics: Path, *, after_step: int, number: signal.Signals
 ) -> int:
-    """Sends a signal as soon as so many steps are logged; the exit code."""
+    """Sends a signal to all its processes as soon as so many steps are logged; the exit code."""
+    wait_for_step(process, metrics, step=after_step)
+    # The launcher first, which would otherwise stop ranks in its own way.
+    for one in [psutil.Process(process.pid), *ranks(process)]:
+        one.send_signal(number)
+    return finish(process)
+
+
+def wait_for_step(process: subprocess.Popen[str], metrics: Path, *, step: int) -> None:
+    """Returns as soon as so many steps are logged; raises RuntimeError where the run ends first."""
     deadline_s = time.monotonic() + _TIMEOUT_S
-    while num_lines(metrics) < after_step:
+    while num_lines(metrics) < step:
         if process.poll() is not None or time.monotonic() > deadline_s:
             process.kill()
-            raise RuntimeError(f"no step {after_step} was reached: {process.communicate()[0]}")
+            raise RuntimeError(f"no step {step} was reached: {process.communicate()[0]}")
         time.sleep(_POLL_S)  # a file tells nobody that it grew
-    os.killpg(process.pid, number)
-    return finish(process)
+
+
+def ranks(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that torchrun started, in rank order; none without it."""
+    found = {
+        int(child.environ()["RANK"]): child
+        for child in psutil.Process(process.pid).children()
+        if "RANK" in child.environ()
+    }
+    return [found[rank] for rank in sorted(found)]
 
 
 def num_lines(path: Path) -> int:
