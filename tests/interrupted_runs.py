@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -40,20 +40,23 @@ def interrupt(
     process: subprocess.Popen[str], metrics: Path, *, after_step: int, number: signal.Signals
 ) -> int:
     """Sends a signal to all its processes as soon as so many steps are logged; the exit code."""
-    wait_for_step(process, metrics, step=after_step)
+    try:
+        wait_for_step(metrics, step=after_step, is_running=lambda: process.poll() is None)
+    except RuntimeError as error:
+        process.kill()
+        raise RuntimeError(f"{error}: {process.communicate()[0]}") from error
     # The launcher first, which would otherwise stop ranks in its own way.
     for one in [psutil.Process(process.pid), *ranks(process)]:
         one.send_signal(number)
     return finish(process)
 
 
-def wait_for_step(process: subprocess.Popen[str], metrics: Path, *, step: int) -> None:
+def wait_for_step(metrics: Path, *, step: int, is_running: Callable[[], bool]) -> None:
     """Returns as soon as so many steps are logged; raises RuntimeError where the run ends first."""
     deadline_s = time.monotonic() + _TIMEOUT_S
     while num_lines(metrics) < step:
-        if process.poll() is not None or time.monotonic() > deadline_s:
-            process.kill()
-            raise RuntimeError(f"no step {step} was reached: {process.communicate()[0]}")
+        if not is_running() or time.monotonic() > deadline_s:
+            raise RuntimeError(f"step {step} was not reached")
         time.sleep(_POLL_S)  # a file tells nobody that it grew
 
 

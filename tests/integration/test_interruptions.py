@@ -1,14 +1,13 @@
 """Runs that are killed, asked to stop, or left by one of their ranks."""
 
 import signal
-import subprocess
-import sys
-from pathlib import Path
+import time
 
+import psutil
 import pytest
 
 from student_trainer.metrics import read_metrics
-from tests import interrupted_runs, training
+from tests import fail_on_rank, interrupted_runs, ranks, training
 from tests.bench import resume
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -46,22 +45,62 @@ def test_sigterm_saves_and_exits_0_and_the_run_goes_on_from_there(tiny_checkpoin
     assert [step["step"] for step in steps] == list(range(1, num_done + 3))
 
 
-def test_a_rank_that_fails_alone_ends_the_others_with_one_line():
-    finished = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", "-m", "tests.integration.fail_on_rank"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=Path(__file__).parents[2],
-    )
-    assert finished.returncode == 1
-    lines = [line for line in finished.stderr.splitlines() if "the disk is full" in line]
-    assert sorted(lines) == [
+def test_a_rank_that_fails_alone_ends_the_others_with_one_line(tmp_path):
+    running = ranks.start(fail_on_rank.main, num_ranks=2, folder=tmp_path)
+    assert running.wait(timeout_s=120) == [1, 1]
+    assert sorted(running.output().splitlines()) == [
         "distill train (rank 0): stopped, rank 1 failed: the disk is full",
         "failed: the disk is full",
     ]
-    assert "gloo" not in finished.stderr
+
+
+def test_a_rank_that_is_killed_under_torchrun_is_named_by_the_others(tiny_checkpoint, tmp_path):
+    settings = {
+        "distill.distillation_alpha": 0.0,
+        "distill.teacher_model_path": tiny_checkpoint,
+        "train.max_steps": NUM_STEPS,
+        "train.data_parallel_mode": "fsdp",
+        "train.use_tensorboard": False,
+    }
+    command = training.arguments(tmp_path / "run", training.write_texts(tmp_path), settings)
+    process = interrupted_runs.start(command, num_ranks=2)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    interrupted_runs.wait_for_step(metrics, step=2, is_running=lambda: process.poll() is None)
+    # torchrun stops the others by SIGTERM then, which is no request to save.
+    interrupted_runs.ranks(process)[1].kill()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    (line,) = [line for line in output.splitlines() if line.startswith("distill train")]
+    assert line.startswith("distill train (rank 0): stopped, rank 1 is gone: it ended without")
+    assert "Connection closed" not in output
+
+
+def test_an_own_teacher_that_dies_ends_the_run_at_once_and_its_checkpoint_is_of_use(
+    tiny_checkpoint, tmp_path
+):
+    settings = {
+        "distill.teacher_model_path": tiny_checkpoint,
+        "model.config_overrides": {"num_hidden_layers": 1},
+        "train.max_steps": NUM_STEPS,
+        "train.save_steps": 1,
+        "train.load_checkpoint_path": "auto",
+        "train.use_tensorboard": False,
+    }
+    command = training.arguments(tmp_path / "run", training.write_texts(tmp_path), settings)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    process = interrupted_runs.start(command)
+    interrupted_runs.wait_for_step(metrics, step=2, is_running=lambda: process.poll() is None)
+    (teacher,) = psutil.Process(process.pid).children()
+    teacher.kill()
+    killed_s = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    # Far below distill.teacher_timeout_s, which is for teachers that may come back.
+    assert time.monotonic() - killed_s < 30
+    assert process.returncode == 1
+    (line,) = [line for line in output.splitlines() if line.startswith("distill train")]
+    assert line.startswith("distill train: the run's own teacher-server ended with code -9: ")
+    assert line.endswith(f"(whole log: {tmp_path / 'run' / 'teacher_server_0.log'})")
+
+    num_done = len(read_metrics(metrics))
+    steps = training.run([*command, f"--train.max_steps={num_done + 1}"])
+    assert [step["step"] for step in steps] == list(range(1, num_done + 2))

@@ -1,10 +1,6 @@
 """One step on 1, 2 and 4 ranks, replicated and sharded, has the same loss and gradient."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +8,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from student_trainer.parallel import Parallel
-from tests.integration.step_on_ranks import Case, measure
+from tests import ranks, step_on_ranks
+from tests.step_on_ranks import Case, measure
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -48,22 +45,6 @@ CASES: dict[int, dict[str, dict[str, object]]] = {
 }
 
 
-def torchrun(num_ranks: int, folder: Path) -> None:
-    argument = {"folder": str(folder), "cases": CASES[num_ranks]}
-    finished = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(num_ranks), "-m", "tests.integration.step_on_ranks"),
-            json.dumps(argument),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-
-
 def on_one_rank(**fields: object) -> dict[str, Tensor]:
     return measure(Case(Parallel(device=torch.device("cpu")), fields))
 
@@ -90,7 +71,9 @@ def test_micro_batches_of_any_size_have_the_same_gradient():
 
 @pytest.mark.parametrize("num_ranks", list(CASES))
 def test_ranks_have_the_gradient_of_one_rank(num_ranks, tmp_path):
-    torchrun(num_ranks, tmp_path)
+    ranks.run(
+        step_on_ranks.measure_all, CASES[num_ranks], tmp_path, num_ranks=num_ranks, folder=tmp_path
+    )
     wholes = {tied: on_one_rank(micro_batch_size=8, tied=tied) for tied in (True, False)}
     errors = {
         name: relative_error(

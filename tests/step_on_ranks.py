@@ -1,14 +1,9 @@
-"""Run by torchrun: the loss and the whole gradient of one step, for each case of a list.
-
-`torchrun ... -m tests.integration.step_on_ranks JSON`; the main rank writes a safetensors file of
-each case. A module of its own, since ranks are processes.
-"""
+"""The loss and the whole gradient of one step, in a module of its own that ranks import."""
 
 import dataclasses
-import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -138,15 +133,10 @@ def measure(case: Case) -> dict[str, torch.Tensor]:
     return found
 
 
-def main() -> None:
-    """Measures every case of the argument."""
-    argument = json.loads(sys.argv[1])
+def measure_all(cases: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """Measures every case on the ranks of this group; a safetensors file of each."""
     with start_parallel() as parallel:
-        for name, fields in argument["cases"].items():
+        for name, fields in cases.items():
             found = measure(Case(parallel, dict(fields)))
             if parallel.is_main:
-                save_file(found, Path(argument["folder"]) / f"{name}.safetensors")
-
-
-if __name__ == "__main__":
-    main()
+                save_file(found, folder / f"{name}.safetensors")

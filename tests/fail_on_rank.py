@@ -1,4 +1,4 @@
-"""Run by torchrun: the last rank fails alone while the others wait for it in a collective."""
+"""The last rank fails alone while the others wait for it in a collective."""
 
 import sys
 
@@ -17,7 +17,3 @@ def main() -> int:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
