@@ -6,6 +6,7 @@ torchrun does itself, such as stopping ranks, is not here.
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -45,41 +46,56 @@ class Ranks:
         """Whether no rank has ended."""
         return all(process.is_alive() for process in self.processes)
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """To every rank."""
+        for process in self.processes:
+            assert process.pid is not None
+            os.kill(process.pid, number)
+
     def output(self) -> str:
         """What all of them printed so far, rank by rank."""
         return "".join(log.read_text(encoding="utf-8", errors="replace") for log in self.logs)
 
 
 def start(
-    function: Callable[..., int | None], *arguments: object, num_ranks: int, folder: Path
+    function: Callable[..., int | None], *arguments: object, num_ranks: int | None, folder: Path
 ) -> Ranks:
     """Calls a function of an importable module on every rank; it returns the exit code.
 
     Args:
+        num_ranks: None = one process that is no rank, as without torchrun.
         folder: for what the ranks print.
     """
     folder.mkdir(parents=True, exist_ok=True)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    logs = [folder / f"rank{rank}.log" for rank in range(num_ranks)]
+    logs = [folder / f"rank{rank}.log" for rank in range(num_ranks or 1)]
     processes: list[BaseProcess] = []
     for rank, log in enumerate(logs):
-        log.touch()
-        places = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(num_ranks),
-            "LOCAL_WORLD_SIZE": str(num_ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(store.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "TORCHELASTIC_RESTART_COUNT": "0",
-        }
+        log.write_bytes(b"")
+        places = {} if num_ranks is None else _places(rank, num_ranks, store.port)
         process = _CONTEXT.Process(
-            target=_run, args=(function, arguments, places, log), daemon=True, name=f"rank{rank}"
+            # No daemon: those may not have children, and a teacher is one.
+            target=_run,
+            args=(function, arguments, places, log),
+            name=f"rank{rank}",
         )
         process.start()
         processes.append(process)
     return Ranks(processes=processes, logs=logs, store=store)
+
+
+def _places(rank: int, num_ranks: int, port: int) -> dict[str, str]:
+    """What torchrun tells a rank."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(num_ranks),
+        "LOCAL_WORLD_SIZE": str(num_ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
 
 
 def run(

@@ -13,16 +13,7 @@ def train_all(commands: Sequence[Sequence[str]], *, num_ranks: int, folder: Path
     ranks.run(_train_all, commands, num_ranks=num_ranks, folder=folder)
 
 
-def start(command: Sequence[str], *, num_ranks: int, folder: Path) -> ranks.Ranks:
-    """Begins to train as the command line says."""
-    return ranks.start(_main, command, num_ranks=num_ranks, folder=folder)
-
-
 def _train_all(commands: Sequence[Sequence[str]]) -> None:
     with start_parallel() as parallel:
         for command in commands:
             train.run(config_file.load_config(command), parallel)
-
-
-def _main(command: Sequence[str]) -> int:
-    return train.main(command)

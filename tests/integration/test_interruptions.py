@@ -1,6 +1,8 @@
 """Runs that are killed, asked to stop, or left by one of their ranks."""
 
 import signal
+import subprocess
+import sys
 import time
 
 import psutil
@@ -9,6 +11,7 @@ import pytest
 from student_trainer.metrics import read_metrics
 from tests import fail_on_rank, interrupted_runs, ranks, training
 from tests.bench import resume
+from tests.servers import serve
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -30,10 +33,13 @@ def test_sigterm_saves_and_exits_0_and_the_run_goes_on_from_there(tiny_checkpoin
     }
     command = training.arguments(tmp_path / "run", training.write_texts(tmp_path), settings)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    code = interrupted_runs.interrupt(
-        interrupted_runs.start(command), metrics, after_step=3, number=signal.SIGTERM
+    codes = interrupted_runs.interrupt(
+        interrupted_runs.start(command, folder=tmp_path),
+        metrics,
+        after_step=3,
+        number=signal.SIGTERM,
     )
-    assert code == 0
+    assert codes == [0]
     num_done = len(read_metrics(metrics))
     assert 3 <= num_done < NUM_STEPS
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
@@ -63,11 +69,21 @@ def test_a_rank_that_is_killed_under_torchrun_is_named_by_the_others(tiny_checkp
         "train.use_tensorboard": False,
     }
     command = training.arguments(tmp_path / "run", training.write_texts(tmp_path), settings)
-    process = interrupted_runs.start(command, num_ranks=2)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", "-m", "student_trainer.train", *command),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     metrics = tmp_path / "run" / "metrics.jsonl"
     interrupted_runs.wait_for_step(metrics, step=2, is_running=lambda: process.poll() is None)
     # torchrun stops the others by SIGTERM then, which is no request to save.
-    interrupted_runs.ranks(process)[1].kill()
+    for rank in psutil.Process(process.pid).children():
+        if rank.environ()["RANK"] == "1":
+            rank.kill()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     (line,) = [line for line in output.splitlines() if line.startswith("distill train")]
@@ -76,7 +92,7 @@ def test_a_rank_that_is_killed_under_torchrun_is_named_by_the_others(tiny_checkp
 
 
 def test_an_own_teacher_that_dies_ends_the_run_at_once_and_its_checkpoint_is_of_use(
-    tiny_checkpoint, tmp_path
+    tiny_checkpoint, tiny_denoiser, tmp_path
 ):
     settings = {
         "distill.teacher_model_path": tiny_checkpoint,
@@ -88,19 +104,20 @@ def test_an_own_teacher_that_dies_ends_the_run_at_once_and_its_checkpoint_is_of_
     }
     command = training.arguments(tmp_path / "run", training.write_texts(tmp_path), settings)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    process = interrupted_runs.start(command)
-    interrupted_runs.wait_for_step(metrics, step=2, is_running=lambda: process.poll() is None)
-    (teacher,) = psutil.Process(process.pid).children()
+    running = interrupted_runs.start(command, folder=tmp_path)
+    interrupted_runs.wait_for_step(metrics, step=2, is_running=running.is_running)
+    (teacher,) = psutil.Process(running.processes[0].pid).children()
     teacher.kill()
     killed_s = time.monotonic()
-    output, _ = process.communicate(timeout=60)
+    assert running.wait(timeout_s=60) == [1]
     # Far below distill.teacher_timeout_s, which is for teachers that may come back.
     assert time.monotonic() - killed_s < 30
-    assert process.returncode == 1
-    (line,) = [line for line in output.splitlines() if line.startswith("distill train")]
+    (line,) = [line for line in running.output().splitlines() if line.startswith("distill train")]
     assert line.startswith("distill train: the run's own teacher-server ended with code -9: ")
     assert line.endswith(f"(whole log: {tmp_path / 'run' / 'teacher_server_0.log'})")
 
     num_done = len(read_metrics(metrics))
-    steps = training.run([*command, f"--train.max_steps={num_done + 1}"])
+    with serve(tiny_denoiser) as server:
+        address = f"--distill.teacher_address={server.address}"
+        steps = training.run([*command, address, f"--train.max_steps={num_done + 1}"])
     assert [step["step"] for step in steps] == list(range(1, num_done + 2))

@@ -58,7 +58,7 @@ class Runs:
         return training.arguments(self._folder / name, self._data, self._settings | more | settings)
 
     def start(self, name: str, num_ranks: int, settings: dict[str, object]) -> Ranks:
-        return train_on_ranks.start(
+        return interrupted_runs.start(
             self.command(name, num_ranks, settings),
             num_ranks=num_ranks,
             folder=self._folder / f"{name}_logs",
@@ -104,12 +104,10 @@ def test_a_sharded_run_that_is_killed_goes_on_in_every_mode_and_on_any_number_of
     runs, tmp_path
 ):
     ranks = runs.start("killed", 2, FSDP)
-    interrupted_runs.wait_for_step(
-        runs.metrics_path("killed"), step=KILL_AFTER_STEP, is_running=ranks.is_running
+    codes = interrupted_runs.interrupt(
+        ranks, runs.metrics_path("killed"), after_step=KILL_AFTER_STEP, number=signal.SIGKILL
     )
-    for process in ranks.processes:
-        process.kill()
-    assert ranks.wait() == [-signal.SIGKILL] * 2
+    assert codes == [-signal.SIGKILL] * 2
     assert KILL_AFTER_STEP <= len(runs.metrics("killed")) < NUM_STEPS
 
     for name in ("again_fsdp", "again_ddp", "again_hsdp"):
