@@ -164,11 +164,11 @@ class TrainConfig(ShardingOptions, CheckpointOptions, UpdateOptions, TrackerOpti
             part.__post_init__(self)
         _require(bool(self.output_dir), "train.output_dir", self.output_dir, "given")
         _require(
-            self.optimizer != "adafactor" or self.data_parallel_mode == "ddp",
+            self.optimizer in ("adamw", "muon") or self.data_parallel_mode == "ddp",
             "train.optimizer",
             self.optimizer,
-            f"adamw or muon with train.data_parallel_mode={self.data_parallel_mode}: torch's "
-            "adafactor cannot step sharded matrices",
+            f"adamw or muon with train.data_parallel_mode={self.data_parallel_mode}: the others "
+            "cannot step sharded matrices",
         )
         sizes = ("micro_batch_size", "global_batch_size", "max_steps", "log_every_n_steps")
         _require_at_least(1, "train", self, *sizes)

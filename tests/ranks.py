@@ -20,6 +20,7 @@ import torch.distributed as dist
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["student_trainer.train", "tests.step_on_ranks"])
 _TIMEOUT_S = 200.0
+_POLL_S = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,6 +52,13 @@ class Ranks:
         for process in self.processes:
             assert process.pid is not None
             os.kill(process.pid, number)
+
+    def wait_for_output(self, line: str, *, num_lines: int) -> None:
+        """Returns once all ranks together printed that line so many times."""
+        deadline_s = time.monotonic() + _TIMEOUT_S
+        while self.output().splitlines().count(line) < num_lines:
+            assert time.monotonic() < deadline_s and self.is_running(), self.output()
+            time.sleep(_POLL_S)  # a file tells nobody that it grew
 
     def output(self) -> str:
         """What all of them printed so far, rank by rank."""
