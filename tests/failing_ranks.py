@@ -1,4 +1,4 @@
-"""Ranks that fail, wait or end, in no collective; a module of its own that they import."""
+"""Ranks that fail, wait or end; a module of its own that they import."""
 
 import sys
 import threading
@@ -8,10 +8,25 @@ from contextlib import contextmanager
 import torch.distributed as dist
 
 from student_trainer.failure import FailureWatch
+from student_trainer.parallel import start_parallel
+
+
+def fail_beside_a_collective() -> int:
+    """The last rank fails while the others are in a collective; exit code 1."""
+    try:
+        with start_parallel() as parallel:
+            parallel.sum([1.0])
+            if parallel.rank == parallel.world_size - 1:
+                raise ValueError("the disk is full")
+            parallel.sum([1.0])
+    except ValueError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def fail_on_last() -> int:
-    """The last rank fails while the others wait; exit code 1."""
+    """The last rank fails while the others wait, in no collective; exit code 1."""
     try:
         with _watched() as (rank, world_size):
             if rank == world_size - 1:

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from student_trainer.metrics import read_metrics
-from tests import fail_on_rank, interrupted_runs, ranks, training
+from tests import failing_ranks, interrupted_runs, ranks, training
 from tests.bench import resume
 from tests.servers import serve
 
@@ -52,7 +52,7 @@ def test_sigterm_saves_and_exits_0_and_the_run_goes_on_from_there(tiny_checkpoin
 
 
 def test_a_rank_that_fails_alone_ends_the_others_with_one_line(tmp_path):
-    running = ranks.start(fail_on_rank.main, num_ranks=2, folder=tmp_path)
+    running = ranks.start(failing_ranks.fail_beside_a_collective, num_ranks=2, folder=tmp_path)
     assert running.wait(timeout_s=120) == [1, 1]
     assert sorted(running.output().splitlines()) == [
         "distill train (rank 0): stopped, rank 1 failed: the disk is full",
