@@ -19,15 +19,13 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.optim import Optimizer
 
 from student_trainer.ema import WeightAverage
+from student_trainer.run_facts import Facts, differences
 
 FACTS_FILE = "run_facts.json"
 CONFIG_FILE = "config.yaml"
 LATEST = "auto"
 _MODEL_KEY, _OPTIMIZER_KEY, _AVERAGE_KEY, _STEP_KEY = "model", "optimizer", "ema", "step"
 _DATA_KEY = "data_position"
-
-Facts = Mapping[str, int | str]
-"""What a run that goes on must share with the one it goes on from."""
 
 
 class DataPosition(Protocol):
@@ -100,13 +98,13 @@ def load_checkpoint(folder: Path, training: TrainingState, *, facts: Facts) -> i
             "name a folder such as output_dir/checkpoints/step-100"
         )
     saved_facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
-    for name in saved_facts.keys() & facts.keys():
-        if saved_facts[name] != facts[name]:
-            raise _misfit(
-                folder,
-                f"{name} was {saved_facts[name]} and is {facts[name]} now, so the run would not go "
-                "on with the same batches and targets",
-            )
+    changed = differences(saved_facts, facts)
+    if changed:
+        raise _misfit(
+            folder,
+            f"{'; '.join(changed)}. It would be another run: set what it had, or start anew from "
+            "its exported weights (model.model_path)",
+        )
     state = training.to_dict(0)
     # torch reads what is asked for and does not mind what else is there, such as more layers.
     saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata

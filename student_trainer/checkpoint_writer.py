@@ -22,11 +22,11 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from student_trainer.checkpoint import (
     CONFIG_FILE,
     FACTS_FILE,
-    Facts,
     one_process_allowed,
     whole_checkpoints,
 )
 from student_trainer.parallel import Parallel
+from student_trainer.run_facts import Facts
 
 
 class CheckpointWriter:
@@ -123,13 +123,19 @@ class CheckpointWriter:
             reason, _ = next(iter(error.failures.values()))
             raise OSError(f"cannot write the checkpoint {scratch}: {reason}") from error
         if self._parallel.is_main:
-            self._publish(scratch, self._folder / f"step-{step}")
+            self._publish(scratch, step)
             self._prune()
 
-    def _publish(self, scratch: Path, folder: Path) -> None:
+    def _publish(self, scratch: Path, step: int) -> None:
+        folder = self._folder / f"step-{step}"
+        facts = self._facts | {"steps_done": step}
+        batch = self._facts.get("global_batch_size")
+        if isinstance(batch, int):
+            # Which keys what comes next, in the data and with the teacher.
+            facts["next_sample"] = step * batch
         if self._config_text:
             (scratch / CONFIG_FILE).write_text(self._config_text, encoding="utf-8")
-        (scratch / FACTS_FILE).write_text(json.dumps(self._facts, indent=2), encoding="utf-8")
+        (scratch / FACTS_FILE).write_text(json.dumps(facts, indent=2), encoding="utf-8")
         _sync(scratch)
         with _set_aside(folder):
             scratch.rename(folder)

@@ -6,7 +6,7 @@ A stream that breaks is asked for again, at another address where there is one, 
 
 import threading
 import uuid
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,8 +42,14 @@ class TeacherClient:
         *,
         retry: RetryPolicy | None = None,
         client_id: str = "",
+        check_alive: Callable[[], None] | None = None,
     ) -> None:
-        self._replicas = Replicas(addresses, retry or RetryPolicy())
+        """Connects lazily.
+
+        Args:
+            check_alive: asked before a call is made again; it raises where that cannot help.
+        """
+        self._replicas = Replicas(addresses, retry or RetryPolicy(), check_alive=check_alive)
         self._client_id = client_id or f"client-{uuid.uuid4().hex[:8]}"
         self._lock = threading.Lock()
         self._description: wire.TeacherDescription | None = None

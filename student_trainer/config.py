@@ -163,6 +163,13 @@ class TrainConfig(ShardingOptions, CheckpointOptions, UpdateOptions, TrackerOpti
         for part in (ShardingOptions, CheckpointOptions, UpdateOptions):
             part.__post_init__(self)
         _require(bool(self.output_dir), "train.output_dir", self.output_dir, "given")
+        _require(
+            self.optimizer in ("adamw", "muon") or self.data_parallel_mode == "ddp",
+            "train.optimizer",
+            self.optimizer,
+            f"adamw or muon with train.data_parallel_mode={self.data_parallel_mode}: the others "
+            "cannot step sharded matrices",
+        )
         sizes = ("micro_batch_size", "global_batch_size", "max_steps", "log_every_n_steps")
         _require_at_least(1, "train", self, *sizes)
         _require_at_least(0, "train", self, "weight_decay", "max_grad_norm")

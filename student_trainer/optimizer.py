@@ -71,6 +71,11 @@ def _adafactor(groups: list[dict[str, Any]], config: TrainConfig) -> Optimizer:
 
 
 def _adamw_8bit(groups: list[dict[str, Any]], config: TrainConfig) -> Optimizer:
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "train.optimizer=adamw_8bit needs a GPU, and there is none; use adamw, or adafactor, "
+            "which keeps little state too"
+        )
     try:
         import bitsandbytes  # noqa: PLC0415 - optional, and slow to import
     except ImportError as error:

@@ -86,5 +86,5 @@ def start_parallel() -> Iterator[Parallel]:
     with contextlib.ExitStack() as stack:
         stack.callback(dist.destroy_process_group)
         # A store of its own connection: a wait of the other one must not hold this one up.
-        stack.enter_context(FailureWatch(store.clone(), rank=rank))
+        stack.enter_context(FailureWatch(store.clone(), rank=rank, world_size=world_size))
         yield Parallel(rank=rank, world_size=world_size, local_rank=local_rank, device=device)

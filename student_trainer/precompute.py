@@ -32,7 +32,7 @@ from student_trainer.store.writer import StoreWriter
 from student_trainer.stored_plan import SequentialPlan, dataset_key, dataset_plan, run_plan
 from student_trainer.student_config import read_config
 from student_trainer.targets import RemoteTeacher
-from student_trainer.teacher_process import TeacherStartError
+from student_trainer.teacher_process import TeacherEndedError, TeacherStartError
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +181,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except config_file.ConfigError as error:
         print(f"distill precompute: {error}", file=sys.stderr)
         return EXIT_MISUSED
-    except (ValueError, OSError, TeacherStartError, errors.TeacherError) as error:
+    except (
+        ValueError,
+        OSError,
+        TeacherStartError,
+        TeacherEndedError,
+        errors.TeacherError,
+    ) as error:
         logger.debug("failed", exc_info=True)
         print(f"distill precompute: {error}", file=sys.stderr)
         return EXIT_FAILED

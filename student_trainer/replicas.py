@@ -62,12 +62,24 @@ class _Attempts:
 class Replicas:
     """Channels to all addresses; may be used by several threads."""
 
-    def __init__(self, addresses: str | Sequence[str], policy: RetryPolicy) -> None:
+    def __init__(
+        self,
+        addresses: str | Sequence[str],
+        policy: RetryPolicy,
+        *,
+        check_alive: Callable[[], None] | None = None,
+    ) -> None:
+        """Connects lazily.
+
+        Args:
+            check_alive: asked before a call is made again; it raises where that cannot help.
+        """
         names = [addresses] if isinstance(addresses, str) else list(addresses)
         names = [name.strip() for text in names for name in text.split(",") if name.strip()]
         if not names:
             raise ValueError("teacher_address is empty; give HOST:PORT, or several with commas")
         self.policy = policy
+        self._check_alive = check_alive
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._num_retries = 0
@@ -116,6 +128,8 @@ class Replicas:
         waited_s = time.monotonic() - attempts.last_progress_s
         if not failure.retryable or self._closed.is_set():
             raise failure
+        if self._check_alive is not None:
+            self._check_alive()
         if waited_s > self.policy.give_up_after_s:
             raise self._gave_up(failure, waited_s) from failure
         # A hint is a hint: it neither makes us spin nor sleep past our own patience.

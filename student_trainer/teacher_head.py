@@ -10,6 +10,9 @@ from torch import Tensor
 
 from student_trainer.distributions import TeacherHead
 
+# torch 2.13 renamed it, and warns of the old name.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 class ShardedTeacherHead:
     """Keeps this rank's rows of a head that is the same on every rank.
@@ -43,7 +46,7 @@ class ShardedTeacherHead:
             self._world_size * self._shard_SD.shape[0], self._shard_SD.shape[1]
         )
         # As bytes: not every backend knows every number format.
-        dist.all_gather_into_tensor(padded_VD.view(torch.uint8), self._shard_SD.view(torch.uint8))
+        _all_gather(padded_VD.view(torch.uint8), self._shard_SD.view(torch.uint8))
         self._whole = dataclasses.replace(self._rest, weight_VD=padded_VD[: self._num_rows])
         try:
             yield

@@ -20,6 +20,10 @@ class TeacherStartError(RuntimeError):
     """The server ended before it was ready; the message tells its own last words."""
 
 
+class TeacherEndedError(RuntimeError):
+    """The server ended during the run; the message tells its own last words."""
+
+
 class TeacherProcess:
     """A child process that serves until the context ends; it never outlives this process."""
 
@@ -76,6 +80,16 @@ class TeacherProcess:
 
     def __exit__(self, *_: object) -> None:
         self._stop()
+
+    def check_alive(self) -> None:
+        """Raises TeacherEndedError once the server has ended; nobody starts it again."""
+        assert self._process is not None
+        code = self._process.poll()
+        if code is not None:
+            raise TeacherEndedError(
+                f"the run's own teacher-server ended with code {code}: {self._last_words()} "
+                f"(whole log: {self._log_path})"
+            )
 
     def _wait_ready(self) -> str:
         assert self._process is not None and self._process.stdout is not None

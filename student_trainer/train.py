@@ -48,7 +48,7 @@ from student_trainer.stored_states import StoredStates
 from student_trainer.stream_reader import StreamReader, open_stream, stream_plan
 from student_trainer.student import StudentSpec, build_student, common_info
 from student_trainer.targets import RemoteTeacher, TargetCounters, TargetSource
-from student_trainer.teacher_process import TeacherProcess, TeacherStartError
+from student_trainer.teacher_process import TeacherEndedError, TeacherProcess, TeacherStartError
 from student_trainer.trackers import new_trackers
 from student_trainer.trainer import Trainer
 from student_trainer.uniform import check_noise
@@ -172,10 +172,10 @@ def connect_teacher(
         TeacherStartError: the local one ended before it was ready.
     """
     distill = config.distill
-    address = distill.teacher_address
+    address, own_server = distill.teacher_address, None
     if not address:
         assert distill.teacher_model_path is not None
-        address = _start_local_teacher(
+        address, own_server = _start_local_teacher(
             distill.teacher_model_path,
             Path(config.train.output_dir),
             parallel,
@@ -189,6 +189,7 @@ def connect_teacher(
                 call_timeout_s=distill.call_timeout_s, give_up_after_s=distill.teacher_timeout_s
             ),
             client_id=f"rank{parallel.rank}-{os.getpid()}",
+            check_alive=None if own_server is None else own_server.check_alive,
         )
     )
     revision = client.describe().revision
@@ -235,9 +236,12 @@ def _start_local_teacher(
     stack: contextlib.ExitStack,
     *,
     extra_arguments: Sequence[str] = (),
-) -> str:
-    """One server a node, started by its first rank; every rank learns its own node's address."""
-    address, failure = "", ""
+) -> tuple[str, TeacherProcess | None]:
+    """One server a node, started by its first rank, which alone gets hold of it.
+
+    Every rank learns its own node's address.
+    """
+    address, failure, process = "", "", None
     if parallel.local_rank == 0:
         log_path = output_dir / f"teacher_server_{parallel.rank}.log"
         try:
@@ -250,7 +254,7 @@ def _start_local_teacher(
         if problem:
             raise TeacherStartError(problem)
     first_rank_here = parallel.rank - parallel.local_rank
-    return answers[first_rank_here][0]
+    return answers[first_rank_here][0], process
 
 
 def _student_spec(config: Config) -> StudentSpec:
@@ -527,7 +531,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rank == 0:
             print(f"distill train: {error}", file=sys.stderr)
         return EXIT_MISUSED
-    except (ValueError, OSError, TeacherStartError, errors.TeacherError) as error:
+    except (
+        ValueError,
+        OSError,
+        TeacherStartError,
+        TeacherEndedError,
+        errors.TeacherError,
+    ) as error:
         logger.debug("failed", exc_info=True)
         print(f"distill train{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
         return EXIT_FAILED

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from masked_diffusion.families import Denoiser
 from student_trainer import lora
 from student_trainer.blocks import prepare_blocks
 from student_trainer.checkpoint import (
+    CONFIG_FILE,
     DataPosition,
     TrainingState,
     find_checkpoint,
@@ -31,6 +32,7 @@ from student_trainer.metrics import MetricsLog, StepMetrics
 from student_trainer.objective import DistillationObjective
 from student_trainer.optimizer import learning_rate, new_optimizers
 from student_trainer.parallel import Parallel
+from student_trainer.run_facts import Facts, config_changes, config_facts
 from student_trainer.sharding import distribute
 from student_trainer.states import StateBatch
 from student_trainer.step_sums import StepSums, peak_rss_mib
@@ -55,7 +57,7 @@ class Trainer:
         parallel: Parallel,
         *,
         num_steps: int,
-        facts: Mapping[str, int | str] | None = None,
+        facts: Facts | None = None,
         config_text: str = "",
         teacher_head: ShardedTeacherHead | None = None,
         data: DataPosition | None = None,
@@ -63,7 +65,8 @@ class Trainer:
         """Restores the checkpoint that the configuration names, if it does.
 
         Args:
-            facts: what a resumed run must share with the one it goes on from.
+            facts: what a resumed run must share with the one it goes on from, beside what the
+                configuration says.
             config_text: kept with every checkpoint.
             teacher_head: made whole for each step, where ranks share it.
             data: a stream of data, which goes on with the run.
@@ -102,14 +105,15 @@ class Trainer:
         )
         self._started_s = 0.0
         folder = Path(train.output_dir) / "checkpoints"
-        self.first_step = self._resume(folder, facts or {})
+        facts = {**(facts or {}), **config_facts(config)}
+        self.first_step = self._resume(folder, facts, config_text)
         """Steps done before this process: those of the checkpoint it went on from."""
         self._writer = None
         if train.ckpt_manager != "none":
             self._writer = CheckpointWriter(
                 folder,
                 parallel,
-                facts=facts or {},
+                facts=facts,
                 config_text=config_text,
                 keep_last=train.keep_last_checkpoints,
                 is_async=train.enable_async_save,
@@ -173,7 +177,7 @@ class Trainer:
                 checkpoints.save_denoiser(self._denoiser, folder, weights=weights)
         return folder
 
-    def _resume(self, folder: Path, facts: Mapping[str, int | str]) -> int:
+    def _resume(self, folder: Path, facts: Facts, config_text: str) -> int:
         path = self._config.train.load_checkpoint_path
         # One rank looks, since another may see a checkpoint that is just being removed.
         (found, *_) = self._parallel.gather(find_checkpoint(path, folder) if path else None)
@@ -185,6 +189,15 @@ class Trainer:
                 f"train.load_checkpoint_path {str(found)!r} has {num_done} steps done, "
                 f"train.max_steps is {self._num_steps}; raise train.max_steps"
             )
+        saved_config = found / CONFIG_FILE
+        changes = (
+            config_changes(saved_config.read_text(encoding="utf-8"), config_text)
+            if saved_config.exists()
+            else []
+        )
+        logger.info(
+            "resumed checkpoint=%s step=%d changes=[%s]", found, num_done, ", ".join(changes)
+        )
         return num_done
 
     def _step(

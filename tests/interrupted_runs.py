@@ -1,54 +1,50 @@
-"""Training runs as processes that get a signal at a given step."""
+"""Training runs as processes of their own that get a signal at a given step."""
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from student_trainer import train
+from tests import ranks
 
 _POLL_S = 0.005
 _TIMEOUT_S = 240.0
 
 
-def start(command: Sequence[str], *, num_ranks: int = 1) -> subprocess.Popen[str]:
-    """A run without torchrun, or with it for several ranks."""
-    launcher = [sys.executable]
-    if num_ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone"]
-        launcher += ["--nproc-per-node", str(num_ranks)]
-    return subprocess.Popen(
-        [*launcher, "-m", "student_trainer.train", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        # A group of its own, so that a kill reaches every rank.
-        start_new_session=True,
-    )
+def start(command: Sequence[str], *, folder: Path, num_ranks: int | None = None) -> ranks.Ranks:
+    """A run without ranks, or with them; what it prints goes to a log in the folder."""
+    return ranks.start(train.main, command, num_ranks=num_ranks, folder=folder)
 
 
-def finish(process: subprocess.Popen[str]) -> int:
-    """Waits for the end; the exit code. Raises RuntimeError where it is 1."""
-    output, _ = process.communicate(timeout=_TIMEOUT_S)
-    if process.returncode > 0:
-        raise RuntimeError(f"the run ended with code {process.returncode}:\n{output}")
-    return process.returncode
+def finish(running: ranks.Ranks) -> None:
+    """Waits for the end, which must be a good one."""
+    codes = running.wait()
+    if any(codes):
+        raise RuntimeError(f"the run ended with {codes}:\n{running.output()}")
 
 
 def interrupt(
-    process: subprocess.Popen[str], metrics: Path, *, after_step: int, number: signal.Signals
-) -> int:
-    """Sends a signal as soon as so many steps are logged; the exit code."""
+    running: ranks.Ranks, metrics: Path, *, after_step: int, number: signal.Signals
+) -> list[int | None]:
+    """Sends a signal to every rank as soon as so many steps are logged; the exit codes."""
+    try:
+        wait_for_step(metrics, step=after_step, is_running=running.is_running)
+    except RuntimeError as error:
+        codes = running.wait(timeout_s=0.0)
+        raise RuntimeError(f"{error}: {codes}\n{running.output()}") from error
+    running.send_signal(number)
+    return running.wait()
+
+
+def wait_for_step(metrics: Path, *, step: int, is_running: Callable[[], bool]) -> None:
+    """Returns as soon as so many steps are logged; raises RuntimeError where the run ends first."""
     deadline_s = time.monotonic() + _TIMEOUT_S
-    while num_lines(metrics) < after_step:
-        if process.poll() is not None or time.monotonic() > deadline_s:
-            process.kill()
-            raise RuntimeError(f"no step {after_step} was reached: {process.communicate()[0]}")
+    while num_lines(metrics) < step:
+        if not is_running() or time.monotonic() > deadline_s:
+            raise RuntimeError(f"step {step} was not reached")
         time.sleep(_POLL_S)  # a file tells nobody that it grew
-    os.killpg(process.pid, number)
-    return finish(process)
 
 
 def num_lines(path: Path) -> int:

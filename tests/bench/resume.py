@@ -63,7 +63,9 @@ def _measure(folder: Path, *, num_kills: int) -> Result:
             "train.use_tensorboard": False,
         }
         interrupted_runs.finish(
-            interrupted_runs.start(training.arguments(folder / "whole", data, settings))
+            interrupted_runs.start(
+                training.arguments(folder / "whole", data, settings), folder=folder / "logs"
+            )
         )
         command = training.arguments(folder / "killed", data, settings)
         metrics = folder / "killed" / "metrics.jsonl"
@@ -71,11 +73,14 @@ def _measure(folder: Path, *, num_kills: int) -> Result:
             done = interrupted_runs.num_lines(metrics)
             step = done + interrupted_runs.random_step((NUM_STEPS - done) // 2, seed=seed)
             killed.append(step)
-            code = interrupted_runs.interrupt(
-                interrupted_runs.start(command), metrics, after_step=step, number=signal.SIGKILL
+            codes = interrupted_runs.interrupt(
+                interrupted_runs.start(command, folder=folder / "logs"),
+                metrics,
+                after_step=step,
+                number=signal.SIGKILL,
             )
-            assert code == -signal.SIGKILL
-        interrupted_runs.finish(interrupted_runs.start(command))
+            assert codes == [-signal.SIGKILL]
+        interrupted_runs.finish(interrupted_runs.start(command, folder=folder / "logs"))
     whole, resumed = (read_metrics(folder / name / "metrics.jsonl") for name in ("whole", "killed"))
     weights, resumed_weights = (
         load_file(folder / name / "hf_ckpt" / "model.safetensors") for name in ("whole", "killed")

@@ -52,7 +52,7 @@ def test_a_run_starts_its_own_teacher_and_stops_it(data, settings, tmp_path):
     metrics = training.run(training.arguments(tmp_path, data, settings))
 
     assert all(step["kd"] > 0 for step in metrics)
-    assert not psutil.Process().children()
+    assert not servers_of(psutil.Process())
     log = (tmp_path / "teacher_server_0.log").read_text()
     # One request a micro-step, all from this client, and none after the last of them.
     assert log.count("kind=score status=ok") == len(metrics)
@@ -64,7 +64,7 @@ def test_a_run_that_fails_stops_its_teacher_too(data, settings, tmp_path, capsys
     command = training.arguments(tmp_path, data, settings | more)
     assert train.main(command) == train.EXIT_FAILED
     assert "the distillation loss is zero" in capsys.readouterr().err
-    assert not psutil.Process().children()
+    assert not servers_of(psutil.Process())
     assert "stopped drained=" in (tmp_path / "teacher_server_0.log").read_text()
 
 

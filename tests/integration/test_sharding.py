@@ -1,10 +1,6 @@
 """One step on 1, 2 and 4 ranks, replicated and sharded, has the same loss and gradient."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,15 +8,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from student_trainer.parallel import Parallel
-from tests.integration.step_on_ranks import Case, measure
+from tests import ranks, step_on_ranks
+from tests.step_on_ranks import Case, measure
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 # Float32 sums in another order: 2^-24 an addition, over some tens of them.
 TOLERANCE = 1e-6
+SECOND_HALF = (4, 5, 6, 7)
+"""Of the global batch: all that the second of two ranks has, so that it has no loss at all."""
 CASES: dict[int, dict[str, dict[str, object]]] = {
     2: {
-        "ddp": {"data_parallel_mode": "ddp", "micro_batch_size": 2},
+        "ddp": {"micro_batch_size": 2},
+        "ddp_uneven": {"micro_batch_size": 2, "is_uneven": True},
+        "ddp_empty_rank": {"micro_batch_size": 2, "empty_places": SECOND_HALF},
         "fsdp": {"data_parallel_mode": "fsdp", "micro_batch_size": 4},
         "fsdp_accumulated": {"data_parallel_mode": "fsdp", "micro_batch_size": 1},
         "fsdp_recomputed": {
@@ -34,34 +35,45 @@ CASES: dict[int, dict[str, dict[str, object]]] = {
             "enable_fsdp_offload": True,
         },
         "fsdp_uneven": {"data_parallel_mode": "fsdp", "micro_batch_size": 2, "is_uneven": True},
-        "fsdp_untied": {"data_parallel_mode": "fsdp", "micro_batch_size": 2, "tied": False},
+        "fsdp_empty_rank": {
+            "data_parallel_mode": "fsdp",
+            "micro_batch_size": 2,
+            "empty_places": SECOND_HALF,
+        },
+        "fsdp_untied": {"data_parallel_mode": "fsdp", "micro_batch_size": 2, "student": "untied"},
+        "fsdp_block_causal": {
+            "data_parallel_mode": "fsdp",
+            "micro_batch_size": 2,
+            "student": "block_causal",
+            "is_uneven": True,
+        },
+        "fsdp_uniform": {
+            "data_parallel_mode": "fsdp",
+            "micro_batch_size": 2,
+            "student": "uniform",
+            "loss_weighting": "none",
+            "is_uneven": True,
+        },
     },
     4: {
-        "ddp": {"data_parallel_mode": "ddp", "micro_batch_size": 2},
+        "ddp": {"micro_batch_size": 2},
         "fsdp": {"data_parallel_mode": "fsdp", "micro_batch_size": 1},
         "hsdp": {
             "data_parallel_mode": "hsdp",
             "data_parallel_replicate_size": 2,
             "micro_batch_size": 1,
         },
+        "hsdp_uneven_with_empty_ranks": {
+            "data_parallel_mode": "hsdp",
+            "data_parallel_replicate_size": 2,
+            "micro_batch_size": 2,
+            "is_uneven": True,
+            "empty_places": SECOND_HALF,
+        },
     },
 }
-
-
-def torchrun(num_ranks: int, folder: Path) -> None:
-    argument = {"folder": str(folder), "cases": CASES[num_ranks]}
-    finished = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(num_ranks), "-m", "tests.integration.step_on_ranks"),
-            json.dumps(argument),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
+WHAT_IS_COMPUTED = ("student", "loss_weighting", "empty_places")
+"""Fields of a case that change its numbers; the others only change who computes them."""
 
 
 def on_one_rank(**fields: object) -> dict[str, Tensor]:
@@ -90,12 +102,15 @@ def test_micro_batches_of_any_size_have_the_same_gradient():
 
 @pytest.mark.parametrize("num_ranks", list(CASES))
 def test_ranks_have_the_gradient_of_one_rank(num_ranks, tmp_path):
-    torchrun(num_ranks, tmp_path)
-    wholes = {tied: on_one_rank(micro_batch_size=8, tied=tied) for tied in (True, False)}
-    errors = {
-        name: relative_error(
-            load_file(tmp_path / f"{name}.safetensors"), wholes[bool(fields.get("tied", True))]
-        )
-        for name, fields in CASES[num_ranks].items()
-    }
+    ranks.run(
+        step_on_ranks.measure_all, CASES[num_ranks], tmp_path, num_ranks=num_ranks, folder=tmp_path
+    )
+    wholes: dict[str, dict[str, Tensor]] = {}
+    errors = {}
+    for name, fields in CASES[num_ranks].items():
+        same = {key: value for key, value in fields.items() if key in WHAT_IS_COMPUTED}
+        if repr(same) not in wholes:
+            wholes[repr(same)] = on_one_rank(micro_batch_size=8, **same)
+        found = load_file(tmp_path / f"{name}.safetensors")
+        errors[name] = relative_error(found, wholes[repr(same)])
     assert max(errors.values()) < TOLERANCE, errors

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import logging
 import weakref
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from masked_diffusion import checkpoints
 from masked_diffusion.families import Denoiser
-from student_trainer import losses
+from student_trainer import config_file, losses
 from student_trainer.batches import BatchPlan
 from student_trainer.config import Config, DataConfig, DistillConfig, TrainConfig
 from student_trainer.data import Chunking, TokenizedDataset, tokenize_documents
@@ -282,6 +283,38 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(dataset, student, tmp_path):
         whole[2:], *training.TIMES
     )
     assert all(map(torch.equal, weights(again), weights(student)))
+
+
+def test_a_resume_tells_what_changed_and_refuses_what_must_not(dataset, student, tmp_path, caplog):
+    def begin(folder: str, **fields) -> Trainer:
+        config = new_config(tmp_path / folder, micro_batch_size=8, **fields)
+        trainer = Trainer(
+            config,
+            copy.deepcopy(student),
+            training.ONE_RANK,
+            num_steps=4,
+            facts={"teacher_revision": fields.get("wandb_name", "a1"), "global_batch_size": 8},
+            config_text=config_file.to_yaml(config),
+        )
+        return trainer
+
+    trainer = begin("first", save_steps=2)
+    config = new_config(tmp_path / "first", micro_batch_size=8)
+    train(trainer, batches(dataset, student, config, steps=range(4)), config, num_steps=4)
+    path = tmp_path / "first" / "checkpoints" / "step-2"
+    facts = json.loads((path / "run_facts.json").read_text())
+    assert (facts["steps_done"], facts["next_sample"]) == (2, 16)
+    assert facts["teacher_revision"] == "a1" and len(facts["config_digest"]) == 64
+
+    load = {"load_checkpoint_path": str(path)}
+    with caplog.at_level(logging.INFO):
+        assert begin("second", lr=1e-3, lr_decay_style="wsd", **load).first_step == 2
+    (told,) = (text for text in caplog.messages if text.startswith("resumed"))
+    assert "train.lr: 0.01 -> 0.001" in told and "train.lr_decay_style: cosine -> wsd" in told
+    with pytest.raises(ValueError, match=r"does not fit .*: train.seed was 42 and is 7 now; train"):
+        begin("third", seed=7, t_min=0.1, **load)
+    with pytest.raises(ValueError, match="teacher_revision was a1 and is b2 now"):
+        begin("third", wandb_name="b2", **load)
 
 
 def test_without_save_steps_there_are_no_checkpoints(dataset, student, tmp_path):

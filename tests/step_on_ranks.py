@@ -1,21 +1,19 @@
-"""Run by torchrun: the loss and the whole gradient of one step, for each case of a list.
-
-`torchrun ... -m tests.integration.step_on_ranks JSON`; the main rank writes a safetensors file of
-each case. A module of its own, since ranks are processes.
-"""
+"""The loss and the whole gradient of one step, in a module of its own that ranks import."""
 
 import dataclasses
-import json
-import sys
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from masked_diffusion import checkpoints
-from masked_diffusion.families import Denoiser
+from masked_diffusion.families import Denoiser, get_family
+from masked_diffusion.families.mdlm_config import MdlmConfig
 from student_trainer import losses
 from student_trainer.batches import BatchPlan
 from student_trainer.config import Config, DataConfig, DistillConfig, TrainConfig
@@ -27,8 +25,46 @@ from student_trainer.step_sums import StepSums
 from student_trainer.teacher_head import ShardedTeacherHead
 from student_trainer.trainer import Trainer
 from tests import tiny_models, training
+from tests.fixtures.block_diffusion import SDAR
 
 GLOBAL_BATCH_SIZE = 8
+
+
+def _qwen2(tokenizer: PreTrainedTokenizerBase, *, tied: bool) -> PreTrainedConfig:
+    return tiny_models.qwen2_config(vocab_size=len(tokenizer), tie_word_embeddings=tied)
+
+
+def _block_causal(tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+    changes = {
+        "vocab_size": len(tokenizer),
+        "mask_token_id": tokenizer.mask_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return get_family("sdar").read_config({**SDAR, **changes})
+
+
+def _uniform(tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+    return MdlmConfig(
+        vocab_size=len(tokenizer),
+        mask_token_id=tokenizer.mask_token_id,
+        noise="uniform",
+        time_conditioning=True,
+        model_length=64,
+        hidden_dim=32,
+        cond_dim=16,
+        n_blocks=2,
+        n_heads=2,
+        dropout=0.0,
+    )
+
+
+STUDENTS: Mapping[str, Callable[[PreTrainedTokenizerBase], PreTrainedConfig]] = {
+    "tied": functools.partial(_qwen2, tied=True),
+    "untied": functools.partial(_qwen2, tied=False),
+    "block_causal": _block_causal,
+    "uniform": _uniform,
+}
 
 
 class Case:
@@ -37,8 +73,8 @@ class Case:
     def __init__(self, parallel: Parallel, fields: dict) -> None:
         tokenizer = tiny_models.train_tokenizer()
         self.is_uneven = fields.pop("is_uneven", False)
-        tied = fields.pop("tied", True)
-        model_config = tiny_models.qwen2_config(vocab_size=len(tokenizer), tie_word_embeddings=tied)
+        self.empty_places = fields.pop("empty_places", ())
+        model_config = STUDENTS[fields.pop("student", "tied")](tokenizer)
         self.parallel = parallel
         self.teacher = checkpoints.new_denoiser(model_config, tokenizer, seed=9)
         denoiser = checkpoints.new_denoiser(model_config, tokenizer, seed=5)
@@ -74,15 +110,31 @@ class Case:
     def arriving(self) -> Iterator[list[StateBatch]]:
         source = NoisedStates(reader=self.reader, config=self.config.train, teacher=None)
         for micro_step in self.reader.micro_steps(0, 1):
-            batches = [self._with_teacher(batch) for batch in source.states(micro_step)]
+            first = self.reader.places(micro_step).start
+            made = [self._emptied(batch, first) for batch in source.states(micro_step)]
+            batches = [self._with_teacher(batch) for batch in made]
             if self.is_uneven and self.parallel.rank == 0:
                 batches = [part for batch in batches for part in _rows(batch)]
             yield batches
 
+    def _emptied(self, batch: StateBatch, first: int) -> StateBatch:
+        """The same without a loss in those sequences of the global batch that have none."""
+        rows = [row for row in range(len(batch.xt_BL)) if first + row in self.empty_places]
+        loss_BL = batch.loss_BL.clone()
+        loss_BL[rows] = False
+        kept_M = loss_BL[batch.loss_BL]
+        return dataclasses.replace(batch, loss_BL=loss_BL, labels_M=batch.labels_M[kept_M])
+
     def _with_teacher(self, batch: StateBatch) -> StateBatch:
         mask_BL = torch.arange(batch.xt_BL.shape[1]) < batch.lengths_B[:, None]
+        info = self.teacher.info
         with torch.no_grad():
-            hidden_MD = self.teacher.hidden_states(batch.xt_BL, mask_BL)[batch.loss_BL]
+            hidden_MD = self.teacher(
+                batch.xt_BL,
+                mask_BL,
+                clean_ids_BL=batch.clean_BL if info.attention == "block_causal" else None,
+                times_B=batch.t_B if info.uses_time else None,
+            )[batch.loss_BL]
         return dataclasses.replace(batch, targets=losses.HiddenTargets(hidden_MD, self.head))
 
 
@@ -101,6 +153,7 @@ def _rows(batch: StateBatch) -> list[StateBatch]:
                 labels_M=batch.labels_M[start:end],
                 t_B=batch.t_B[row : row + 1],
                 num_maskable_B=batch.num_maskable_B[row : row + 1],
+                clean_BL=None if batch.clean_BL is None else batch.clean_BL[row : row + 1],
                 targets=losses.HiddenTargets(
                     batch.targets.hidden_MD[start:end], batch.targets.head
                 ),
@@ -138,15 +191,10 @@ def measure(case: Case) -> dict[str, torch.Tensor]:
     return found
 
 
-def main() -> None:
-    """Measures every case of the argument."""
-    argument = json.loads(sys.argv[1])
+def measure_all(cases: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """Measures every case on the ranks of this group; a safetensors file of each."""
     with start_parallel() as parallel:
-        for name, fields in argument["cases"].items():
+        for name, fields in cases.items():
             found = measure(Case(parallel, dict(fields)))
             if parallel.is_main:
-                save_file(found, Path(argument["folder"]) / f"{name}.safetensors")
-
-
-if __name__ == "__main__":
-    main()
+                save_file(found, folder / f"{name}.safetensors")
