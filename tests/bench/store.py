@@ -1,5 +1,6 @@
 """Bytes a position and random positions a second of a store, beside pickled logits and a copy."""
 
+import hashlib
 import pickle
 import tempfile
 import time
@@ -82,7 +83,7 @@ def _write(folder: str, encoding: Encoding, num_units: int) -> None:
             distribution = _distribution(rng, encoding, len(empty.positions))
             targets = replace(empty, state=state, distribution=distribution)
             record = StoredRecord(targets=targets, t=0.5, num_maskable=LENGTH)
-            writer.add(Unit(key=number.to_bytes(16, "big"), records=(record,)))
+            writer.add(Unit(key=_key(number), records=(record,)))
         writer.finish()
 
 
@@ -108,7 +109,7 @@ def _measure(folder: str, repeats: int) -> tuple[float, float, float]:
     with StoreReader(folder) as reader:
         counts = reader.counts
         order = np.random.default_rng(1).permutation(len(reader))
-        keys = [int(number).to_bytes(16, "big") for number in order]
+        keys = [_key(int(number)) for number in order]
         (path,) = list(Path(folder).glob("shard-*.safetensors"))[:1]
         raw = np.memmap(path, dtype=np.uint8, mode="r")
         size = counts["num_bytes"] // len(reader)
@@ -155,3 +156,7 @@ def figure(result: Result) -> Figure:
     axes.barh(list(speeds), list(speeds.values()))
     axes.set_xlabel("positions a second, at random")
     return drawing
+
+
+def _key(number: int) -> bytes:
+    return hashlib.blake2b(number.to_bytes(8, "big"), digest_size=16).digest()

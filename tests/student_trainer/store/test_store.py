@@ -15,6 +15,7 @@ from safetensors import safe_open
 from protos import codec, teacher_pb2
 from student_trainer.store import CorruptStoreError, StoreMismatchError, StoreReader, StoreWriter
 from student_trainer.store import columns as store_columns
+from student_trainer.store.decoder import RecordDecoder
 from student_trainer.store.format import RecordFormat
 from student_trainer.store.identity import StoreIdentity
 from student_trainer.store.records import StoredRecord, Unit
@@ -57,7 +58,7 @@ def test_a_record_comes_back_as_the_same_payload(targets):
     record_format = RecordFormat.of(targets, mask_token_id=3)
     record = StoredRecord(targets=targets, t=0.5, num_maskable=4)
     found = store_columns.to_columns([Unit(key=bytes(16), records=(record,))], record_format)
-    back = store_columns.to_record(found, 0, record_format).targets
+    back = RecordDecoder(found, record_format).record(0).targets
     if len(targets.positions):
         assert codec.encode_targets(back) == codec.encode_targets(targets)
 
