@@ -1,5 +1,6 @@
 """The reader: units by their keys, at random, while a writer may still add to the store."""
 
+import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from student_trainer.store.errors import StoreError
+from student_trainer.store.errors import CorruptStoreError, StoreError
 from student_trainer.store.folder import StoreFolder
 from student_trainer.store.identity import StoreIdentity
 from student_trainer.store.index import (
@@ -21,6 +22,8 @@ from student_trainer.store.index import (
 from student_trainer.store.keys import KEY_BYTES, NO_KEY
 from student_trainer.store.records import Unit
 from student_trainer.store.shard import Shard
+
+logger = logging.getLogger(__name__)
 
 _HEAD_BYTES = 8
 
@@ -94,14 +97,27 @@ class _Snapshot:
 class StoreReader:
     """Reads a store; any number of processes may, in any order, with several threads each."""
 
-    def __init__(self, url: str | os.PathLike[str], *, cache_folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        *,
+        cache_folder: Path | None = None,
+        skip_corrupt: bool = False,
+    ) -> None:
         """Opens it.
+
+        Args:
+            url: folder or fsspec URL.
+            cache_folder: keeps the copies of remote files; None = they go with the reader.
+            skip_corrupt: leave shards out, with a warning, of which nothing can be read. A damaged
+                record is an error at its own read in any case.
 
         Raises:
             StoreError: there is no store, or its files contradict each other.
             CorruptStoreError: a shard is missing, cut, or its tables are damaged.
         """
         self.folder = StoreFolder(url, cache_folder=cache_folder)
+        self._skip_corrupt = skip_corrupt
         self._lock = threading.Lock()
         self._snapshot = self._read({})
         self.identity: StoreIdentity = next(iter(self._snapshot.indices.values())).identity
@@ -195,9 +211,20 @@ class StoreReader:
             or Shard(self.folder.local_path(entry.name), entry, store=self.folder.url)
             for _, entry in sorted(entries.items())
         ]
+        if self._skip_corrupt:
+            shards = [shard for shard in shards if _is_readable(shard)]
         return _Snapshot(
             indices=indices,
             shards=shards,
             by_key=_Places.of(shards, "unit_keys"),
             by_example=_Places.of(shards, "example_keys"),
         )
+
+
+def _is_readable(shard: Shard) -> bool:
+    try:
+        shard.check_tables()
+    except CorruptStoreError as error:
+        logger.warning("skipped shard=%s error=%s", shard.entry.name, error)
+        return False
+    return True
