@@ -137,8 +137,12 @@ def table(result: Result) -> str:
             f"{name:16}{kind['bytes_per_position']:16,.1f}{kind['positions_per_s']:14,.0f}"
             f"{kind['copied_positions_per_s']:14,.0f}{kind['sequential_positions_per_s']:14,.0f}"
         )
-    ratios = ("bytes_vs_pickle", "read_vs_memcpy", "hidden_read_vs_memcpy")
-    return "\n".join([*lines, *(f"{name:24}{result[name]:12.4f}" for name in ratios)])
+    ratios = (
+        f"bytes_vs_pickle {result['bytes_vs_pickle']:.5f}",
+        f"read_vs_memcpy {result['read_vs_memcpy']:.3f}",
+        f"hidden_read_vs_memcpy {result['hidden_read_vs_memcpy']:.3f}",
+    )
+    return "\n".join([*lines, "  ".join(ratios)])
 
 
 def figure(result: Result) -> Figure:
