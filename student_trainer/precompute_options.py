@@ -70,7 +70,6 @@ def parse(arguments: Sequence[str]) -> PrecomputeOptions:
 
     Raises:
         ConfigError: a setting is unknown or has a value that is not allowed.
-        ValueError: --shard or a count is not right.
     """
     options, rest = _parser().parse_known_args(arguments)
     is_run = options.run_config is not None
@@ -90,7 +89,7 @@ def parse(arguments: Sequence[str]) -> PrecomputeOptions:
     for name in ("max_examples", "num_passes"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
+            raise config_file.ConfigError(f"--{name} must be at least 1, got {value}")
     if is_run and (options.max_examples is not None or options.num_passes != 1):
         raise config_file.ConfigError(
             "--max_examples and --num_passes are for a data set; a run says itself what it takes "
@@ -106,7 +105,7 @@ def parse(arguments: Sequence[str]) -> PrecomputeOptions:
     return PrecomputeOptions(
         config=config,
         output_path=options.output_path,
-        share=WorkShare.parse(options.shard),
+        share=_share(options.shard),
         is_run=is_run,
         max_examples=options.max_examples,
         num_passes=options.num_passes,
@@ -115,6 +114,13 @@ def parse(arguments: Sequence[str]) -> PrecomputeOptions:
         teacher_config_path=options.teacher_config_path,
         device=options.device,
     )
+
+
+def _share(text: str) -> WorkShare:
+    try:
+        return WorkShare.parse(text)
+    except ValueError as error:
+        raise config_file.ConfigError(f"--shard: {error}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
