@@ -4,12 +4,13 @@ Exit codes: 0 done, 1 failed, 2 misused.
 """
 
 import contextlib
-import dataclasses
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -32,6 +33,7 @@ from student_trainer.store.writer import StoreWriter
 from student_trainer.stored_plan import SequentialPlan, dataset_key, dataset_plan, run_plan
 from student_trainer.student_config import read_config
 from student_trainer.targets import RemoteTeacher
+from student_trainer.teacher_folder import link_with_config
 from student_trainer.teacher_process import TeacherEndedError, TeacherStartError
 
 logger = logging.getLogger(__name__)
@@ -42,10 +44,16 @@ EXIT_MISUSED = 2
 
 def run(options: PrecomputeOptions) -> dict[str, int]:
     """Computes what the store misses; returns the writer's totals."""
-    config = options.config
     parallel = Parallel(device=torch.device("cpu"))
     with contextlib.ExitStack() as stack:
-        teacher = train.connect_teacher(config, parallel, stack)
+        options = _with_local_folders(options, stack)
+        config = options.config
+        teacher = train.connect_teacher(
+            config,
+            parallel,
+            stack,
+            teacher_arguments=[] if options.device is None else [f"--device={options.device}"],
+        )
         denoiser = _without_weights(config)
         train.check_fits(denoiser.info, teacher, config)
         work = _work(options, denoiser, teacher, parallel)
@@ -72,6 +80,26 @@ def run(options: PrecomputeOptions) -> dict[str, int]:
                     writer.add(unit)
         writer.finish()
         return writer.counts
+
+
+def _with_local_folders(
+    options: PrecomputeOptions, stack: contextlib.ExitStack
+) -> PrecomputeOptions:
+    """Gives what is needed beside the store a place on this machine: logs, tokens, a config."""
+    config = options.config
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="precompute_")))
+    if (
+        config.train.output_dir == options.output_path
+        and not StoreFolder(options.output_path).is_local
+    ):
+        config = replace(config, train=replace(config.train, output_dir=str(scratch)))
+    if options.teacher_config_path is not None:
+        assert config.distill.teacher_model_path is not None
+        path = link_with_config(
+            config.distill.teacher_model_path, options.teacher_config_path, scratch / "teacher"
+        )
+        config = replace(config, distill=replace(config.distill, teacher_model_path=path))
+    return replace(options, config=config)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -127,7 +155,7 @@ def _work(
             seed=config.train.seed,
             num_passes=options.num_passes,
         )
-        reader = dataclasses.replace(reader, plan=plan)
+        reader = replace(reader, plan=plan)
         num_steps = plan.num_steps
     return _Work(options=options, reader=reader, num_steps=num_steps, teacher=teacher)
 

@@ -59,6 +59,10 @@ class PrecomputeOptions:
     """States a sequence with state_source=noised."""
     max_shard_bytes: int
     max_shard_age_s: float
+    teacher_config_path: str | None = None
+    """Where the local teacher's config.json is, if not beside its weights."""
+    device: str | None = None
+    """Of the local teacher; None = as the server chooses."""
 
 
 def parse(arguments: Sequence[str]) -> PrecomputeOptions:
@@ -66,7 +70,6 @@ def parse(arguments: Sequence[str]) -> PrecomputeOptions:
 
     Raises:
         ConfigError: a setting is unknown or has a value that is not allowed.
-        ValueError: --shard or a count is not right.
     """
     options, rest = _parser().parse_known_args(arguments)
     is_run = options.run_config is not None
@@ -86,24 +89,38 @@ def parse(arguments: Sequence[str]) -> PrecomputeOptions:
     for name in ("max_examples", "num_passes"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
+            raise config_file.ConfigError(f"--{name} must be at least 1, got {value}")
     if is_run and (options.max_examples is not None or options.num_passes != 1):
         raise config_file.ConfigError(
             "--max_examples and --num_passes are for a data set; a run says itself what it takes "
             "(train.max_steps)"
+        )
+    if config.distill.teacher_address and (options.device or options.teacher_config_path):
+        raise config_file.ConfigError(
+            "--device and --teacher_config_path are for a teacher that is started here; a running "
+            "one (--teacher_address) was given its own"
         )
     if options.num_passes > 1 and config.distill.state_source == "trajectory":
         raise config_file.ConfigError("--num_passes is for --state_source noised")
     return PrecomputeOptions(
         config=config,
         output_path=options.output_path,
-        share=WorkShare.parse(options.shard),
+        share=_share(options.shard),
         is_run=is_run,
         max_examples=options.max_examples,
         num_passes=options.num_passes,
         max_shard_bytes=int(options.max_shard_mib * 2**20),
         max_shard_age_s=options.max_shard_age_s,
+        teacher_config_path=options.teacher_config_path,
+        device=options.device,
     )
+
+
+def _share(text: str) -> WorkShare:
+    try:
+        return WorkShare.parse(text)
+    except ValueError as error:
+        raise config_file.ConfigError(f"--shard: {error}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,6 +133,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_path", required=True, help="folder or fsspec URL of the store")
     for flag, (name, explanation) in FLAGS.items():
         parser.add_argument(f"--{flag}", help=f"{explanation} ({name})")
+    parser.add_argument(
+        "--teacher_config_path", help="folder with the local teacher's config.json; else its own"
+    )
+    parser.add_argument("--device", help="device of the local teacher: cpu, cuda, cuda:1, ...")
     parser.add_argument("--max_examples", type=int, help="sequences of the data at most")
     parser.add_argument("--num_passes", type=int, default=1, help="noised states a sequence")
     parser.add_argument("--run_config", metavar="YAML", help="store the states of this run")

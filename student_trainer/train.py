@@ -158,14 +158,22 @@ def _target_source(
         expected=StoreExpectations(revision=distill.teacher_revision),
         wait_s=distill.teacher_timeout_s,
         head_shards=_head_shards(config, parallel),
+        skip_corrupt=distill.stored_logits_skip_corrupt,
     )
     return stack.enter_context(store)
 
 
 def connect_teacher(
-    config: Config, parallel: Parallel, stack: contextlib.ExitStack
+    config: Config,
+    parallel: Parallel,
+    stack: contextlib.ExitStack,
+    *,
+    teacher_arguments: Sequence[str] = (),
 ) -> RemoteTeacher:
     """Connects to the teacher that the configuration names; starts one where it has no address.
+
+    Args:
+        teacher_arguments: further ones for a teacher-server that is started.
 
     Raises:
         ValueError: it has another revision than distill.teacher_revision.
@@ -180,7 +188,10 @@ def connect_teacher(
             Path(config.train.output_dir),
             parallel,
             stack,
-            extra_arguments=["--deterministic"] if config.train.enable_full_determinism else [],
+            extra_arguments=[
+                *(["--deterministic"] if config.train.enable_full_determinism else []),
+                *teacher_arguments,
+            ],
         )
     client = stack.enter_context(
         TeacherClient(

@@ -13,14 +13,14 @@ Packed at 18 bits the ids would be 144 bytes, and several times slower to read; 
 make them 105 and slower still.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from protos import codec, parts
 from student_trainer.store.errors import StoreError
 from student_trainer.store.format import RecordFormat
-from student_trainer.store.ragged import PackedIds, narrow, offsets_of, pack_ids, unpack_ids
+from student_trainer.store.ragged import narrow, offsets_of, pack_ids
 from student_trainer.store.records import StoredRecord, Unit
 
 _VALUES: Mapping[str, str] = {"hidden": "hidden", "logits": "logits", "top_k": "log_probs"}
@@ -96,44 +96,20 @@ def table_crc32c(columns: Mapping[str, np.ndarray]) -> int:
 
 def record_crc32c(columns: Mapping[str, np.ndarray], number: int) -> int:
     """Checksum of a record's pieces of the ragged columns."""
+    return pieces_crc32c(
+        columns[name][slice(*columns[offsets][number : number + 2])]
+        for name, offsets in RAGGED.items()
+        if name in columns
+    )
+
+
+def pieces_crc32c(pieces: Iterable[np.ndarray]) -> int:
+    """Checksum of arrays, one after another; of the pieces of a record in the order of RAGGED."""
     crc = 0
-    for name, offsets in RAGGED.items():
-        if name in columns:
-            start, end = columns[offsets][number : number + 2]
-            if end > start:
-                crc = parts.crc32c(columns[name][start:end], start=crc)
+    for piece in pieces:
+        if piece.size:
+            crc = parts.crc32c(piece, start=crc)
     return crc
-
-
-def to_record(
-    columns: Mapping[str, np.ndarray], number: int, record_format: RecordFormat
-) -> StoredRecord:
-    """The record with this number. Values are views of the column, where they lie there as sent."""
-
-    def piece(name: str) -> np.ndarray:
-        start, end = columns[RAGGED[name]][number : number + 2]
-        return columns[name][start:end]
-
-    state = piece("states").astype("<i4")
-    unmask_steps = piece("unmask_steps")
-    targets = codec.StepTargets(
-        sequence_id=int(columns["sequence_ids"][number]),
-        step=int(columns["steps"][number]),
-        time=float(columns["times"][number]),
-        revision=record_format.revision,
-        tokenizer_fingerprint=record_format.tokenizer_fingerprint,
-        state=state,
-        state_digest=columns["state_digests"][number].tobytes(),
-        unmask_steps=unmask_steps.astype("<i4") if len(unmask_steps) else None,
-        num_forwards=int(columns["nums_forwards"][number]),
-        positions=_positions(columns, number, state, record_format.mask_token_id),
-        distribution=_DECODERS[record_format.encoding](piece, columns, record_format),
-    )
-    return StoredRecord(
-        targets=targets,
-        t=float(columns["ts"][number]),
-        num_maskable=int(columns["nums_maskable"][number]),
-    )
 
 
 def _check(records: Sequence[StoredRecord], record_format: RecordFormat) -> None:
@@ -201,16 +177,6 @@ def _state_columns(
     }
 
 
-def _positions(
-    columns: Mapping[str, np.ndarray], number: int, state: np.ndarray, mask_token_id: int
-) -> np.ndarray:
-    start, end = columns["explicit_offsets"][number : number + 2]
-    first, last = columns["position_offsets"][number : number + 2]
-    if end > start or first == last:
-        return columns["positions"][start:end].astype("<i4")
-    return np.flatnonzero(state == mask_token_id).astype("<i4")
-
-
 def _distribution_columns(
     all_targets: Sequence[codec.StepTargets], record_format: RecordFormat
 ) -> dict[str, np.ndarray]:
@@ -249,48 +215,6 @@ def _top_k_columns(
         "log_probs": np.concatenate(log_probs) if log_probs else np.zeros(0, dtype="<f2"),
         "kept_offsets": offsets_of([len(part.token_ids) for part in top_k]),
     }
-
-
-_Piece = Callable[[str], np.ndarray]
-
-
-def _to_hidden(
-    piece: _Piece, columns: Mapping[str, np.ndarray], record_format: RecordFormat
-) -> codec.Hidden:
-    return codec.Hidden(values=codec.Values(dtype=record_format.dtype, data=piece("hidden")))
-
-
-def _to_logits(
-    piece: _Piece, columns: Mapping[str, np.ndarray], record_format: RecordFormat
-) -> codec.Logits:
-    return codec.Logits(values=codec.Values(dtype=record_format.dtype, data=piece("logits")))
-
-
-def _to_top_k(
-    piece: _Piece, columns: Mapping[str, np.ndarray], record_format: RecordFormat
-) -> codec.TopK:
-    counts_M = piece("row_counts")
-    row_offsets = np.zeros(len(counts_M) + 1, dtype="<i4")
-    np.cumsum(counts_M, dtype="<i4", out=row_offsets[1:])
-    tails_MT = piece("tail_log_masses")
-    normalizers_TM = (
-        piece("log_normalizers").T
-        if "log_normalizers" in columns
-        else np.zeros((tails_MT.shape[1], len(counts_M)), dtype="<f4")
-    )
-    return codec.TopK(
-        row_offsets=row_offsets,
-        token_ids=unpack_ids(PackedIds(piece("token_ids"), piece("id_carries")), counts_M),
-        log_probs=codec.Values(dtype=record_format.dtype, data=piece("log_probs")),
-        temperatures=np.asarray(record_format.temperatures, dtype="<f4"),
-        log_normalizers=normalizers_TM,
-        tail_log_masses=tails_MT.T,
-    )
-
-
-_DECODERS: Mapping[
-    str, Callable[[_Piece, Mapping[str, np.ndarray], RecordFormat], codec.Distribution]
-] = {"hidden": _to_hidden, "logits": _to_logits, "top_k": _to_top_k}
 
 
 def _concatenate(pieces: Sequence[np.ndarray], dtype: str) -> np.ndarray:

@@ -111,9 +111,11 @@ class StoreFolder:
         path = self._cache() / name
         if not path.exists():
             partial = path.with_name(f".{name}.{os.getpid()}.partial")
-            with self._fs.open(self._path(name), "rb") as source, partial.open("wb") as target:
-                shutil.copyfileobj(source, target, length=1 << 20)
-            partial.replace(path)
+            # A file that is gone is missing here too, for the one who opens it to say so.
+            with contextlib.suppress(FileNotFoundError):
+                with self._fs.open(self._path(name), "rb") as source, partial.open("wb") as target:
+                    shutil.copyfileobj(source, target, length=1 << 20)
+                partial.replace(path)
         return path
 
     @contextlib.contextmanager

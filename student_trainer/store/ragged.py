@@ -9,8 +9,8 @@ import numpy as np
 _WIDTHS = (np.uint8, np.int8, np.uint16, np.int16)
 MAX_CARRIES = 3
 _LOW_BITS = 16
-# 4 * K * (K + 1) bytes: 256 KiB, which stays in the cache.
-_MAX_TABLE_ROW = 255
+# Tables of all carries of a row stay in the second-level cache.
+_MAX_TABLE_BYTES = 1 << 21
 
 
 def offsets_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -58,11 +58,14 @@ def pack_ids(token_ids: np.ndarray, row_offsets: np.ndarray) -> PackedIds:
     return PackedIds(token_ids.astype("<u2"), narrow(carries))
 
 
-def unpack_ids(packed: PackedIds, row_counts: np.ndarray) -> np.ndarray:
+def unpack_ids(
+    packed: PackedIds, row_counts: np.ndarray, *, num_kept: int | None = None
+) -> np.ndarray:
     """[sum of K] int32 ids.
 
     Args:
         row_counts: [M] ids of each row.
+        num_kept: K, where all rows have as many; None = they may differ.
     """
     if packed.low.dtype == np.int32:
         return packed.low
@@ -70,13 +73,16 @@ def unpack_ids(packed: PackedIds, row_counts: np.ndarray) -> np.ndarray:
     num_carries = packed.carries.shape[1]
     if not num_carries or not len(token_ids):
         return token_ids
-    num_kept = int(row_counts[0])
-    is_uniform = len(token_ids) == num_kept * len(row_counts) and (row_counts == num_kept).all()
-    if is_uniform and num_kept <= _MAX_TABLE_ROW:
-        steps = _steps(num_kept)
-        grid = token_ids.reshape(-1, num_kept)
-        for carry in range(num_carries):
-            grid += steps.take(packed.carries[:, carry], axis=0, mode="clip")
+    if num_kept is not None and _table_bytes(num_kept, num_carries) <= _MAX_TABLE_BYTES:
+        places_M = packed.carries[:, 0].astype(np.intp)
+        for carry in range(1, num_carries):
+            places_M *= num_kept + 1
+            places_M += packed.carries[:, carry]
+        # Taking whole rows of a table copies at memory speed; comparing every place with its row's
+        # carries is several times slower.
+        table = _steps(num_kept, num_carries)
+        grid_MK = token_ids.reshape(-1, num_kept)
+        grid_MK += table.take(places_M, axis=0, mode="clip")
         return token_ids
     first_M = np.cumsum(row_counts, dtype="<i8") - row_counts
     places = np.arange(len(token_ids)) - np.repeat(first_M, row_counts)
@@ -86,11 +92,15 @@ def unpack_ids(packed: PackedIds, row_counts: np.ndarray) -> np.ndarray:
     return token_ids
 
 
-@functools.lru_cache(maxsize=8)
-def _steps(num_kept: int) -> np.ndarray:
-    """[K + 1, K] int32: row c has 65,536 at the places from c on.
+def _table_bytes(num_kept: int, num_carries: int) -> int:
+    return 4 * num_kept * (num_kept + 1) ** num_carries
 
-    Taking whole rows of a small table copies at memory speed; comparing every place with its row's
-    carry is twice as slow.
-    """
-    return np.triu(np.ones((num_kept + 1, num_kept), dtype="<i4")) << _LOW_BITS
+
+@functools.lru_cache(maxsize=8)
+def _steps(num_kept: int, num_carries: int) -> np.ndarray:
+    """[(K + 1) ** C, K] int32: what the carries c, c' ... add to a row, in row c * (K + 1) + c'."""
+    one = np.triu(np.ones((num_kept + 1, num_kept), dtype="<i4")) << _LOW_BITS
+    table = one
+    for _ in range(1, num_carries):
+        table = (table[:, None] + one).reshape(-1, num_kept)
+    return table

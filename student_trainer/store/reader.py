@@ -1,5 +1,6 @@
 """The reader: units by their keys, at random, while a writer may still add to the store."""
 
+import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from student_trainer.store.errors import StoreError
+from student_trainer.store.errors import CorruptStoreError, StoreError
 from student_trainer.store.folder import StoreFolder
 from student_trainer.store.identity import StoreIdentity
 from student_trainer.store.index import (
@@ -21,6 +22,10 @@ from student_trainer.store.index import (
 from student_trainer.store.keys import KEY_BYTES, NO_KEY
 from student_trainer.store.records import Unit
 from student_trainer.store.shard import Shard
+
+logger = logging.getLogger(__name__)
+
+_HEAD_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +44,10 @@ class UnitPlace:
 class _Places:
     """Keys in order, with the places of their units."""
 
+    heads: np.ndarray
+    """[U] uint64, ascending: the first half of each key, which as a hash tells nearly all apart."""
     keys: np.ndarray
-    """[U] bytes of 16."""
+    """[U, 16] uint8."""
     shards: np.ndarray
     """[U] index of the shard."""
     units: np.ndarray
@@ -48,28 +55,33 @@ class _Places:
 
     @classmethod
     def of(cls, shards: list[Shard], column: str) -> "_Places":
-        keys = [np.zeros(0, dtype=f"S{KEY_BYTES}")]
+        keys = [np.zeros((0, KEY_BYTES), dtype=np.uint8)]
         shard_numbers, units = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
         for number, shard in enumerate(shards):
             column_keys = getattr(shard, column)
             kept = np.setdiff1d(np.arange(len(column_keys)), shard.entry.dropped_units)
             kept = kept.astype(np.int64)
-            keys.append(np.ascontiguousarray(column_keys[kept]).view(f"S{KEY_BYTES}").reshape(-1))
+            keys.append(column_keys[kept])
             units.append(kept)
             shard_numbers.append(np.full(len(kept), number, dtype=np.int64))
         all_keys = np.concatenate(keys)
-        order = np.argsort(all_keys, kind="stable")
+        heads = np.ascontiguousarray(all_keys[:, :_HEAD_BYTES]).view("<u8").reshape(-1)
+        order = np.argsort(heads, kind="stable")
         return cls(
-            all_keys[order], np.concatenate(shard_numbers)[order], np.concatenate(units)[order]
+            heads[order],
+            all_keys[order],
+            np.concatenate(shard_numbers)[order],
+            np.concatenate(units)[order],
         )
 
-    def find(self, key: bytes) -> range:
+    def find(self, key: bytes) -> Iterator[int]:
         """The entries with this key, in the order in which they were written."""
-        wanted = np.array(key, dtype=self.keys.dtype)
-        return range(
-            int(np.searchsorted(self.keys, wanted, side="left")),
-            int(np.searchsorted(self.keys, wanted, side="right")),
-        )
+        head = np.uint64(int.from_bytes(key[:_HEAD_BYTES], "little"))
+        entry = int(self.heads.searchsorted(head))
+        while entry < len(self.heads) and self.heads[entry] == head:
+            if self.keys[entry].tobytes() == key:
+                yield entry
+            entry += 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,14 +97,27 @@ class _Snapshot:
 class StoreReader:
     """Reads a store; any number of processes may, in any order, with several threads each."""
 
-    def __init__(self, url: str | os.PathLike[str], *, cache_folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        *,
+        cache_folder: Path | None = None,
+        skip_corrupt: bool = False,
+    ) -> None:
         """Opens it.
+
+        Args:
+            url: folder or fsspec URL.
+            cache_folder: keeps the copies of remote files; None = they go with the reader.
+            skip_corrupt: leave shards out, with a warning, of which nothing can be read. A damaged
+                record is an error at its own read in any case.
 
         Raises:
             StoreError: there is no store, or its files contradict each other.
             CorruptStoreError: a shard is missing, cut, or its tables are damaged.
         """
         self.folder = StoreFolder(url, cache_folder=cache_folder)
+        self._skip_corrupt = skip_corrupt
         self._lock = threading.Lock()
         self._snapshot = self._read({})
         self.identity: StoreIdentity = next(iter(self._snapshot.indices.values())).identity
@@ -157,7 +182,8 @@ class StoreReader:
 
     def has_example(self, example_key: bytes) -> bool:
         """Whether any unit was made from a clean sequence."""
-        return example_key != NO_KEY and bool(self._snapshot.by_example.find(example_key))
+        entries = self._snapshot.by_example.find(example_key)
+        return example_key != NO_KEY and next(entries, None) is not None
 
     def places(self) -> Iterator[UnitPlace]:
         """All units, in the order they were written."""
@@ -169,7 +195,7 @@ class StoreReader:
     @staticmethod
     def _places(snapshot: _Snapshot, places: _Places, key: bytes) -> Iterator[UnitPlace]:
         for entry in places.find(key):
-            yield UnitPlace(snapshot.shards[places.shards[entry]], int(places.units[entry]))
+            yield UnitPlace(snapshot.shards[places.shards.item(entry)], places.units.item(entry))
 
     def _read(self, known: Mapping[ShardEntry, Shard]) -> _Snapshot:
         indices = read_indices(self.folder)
@@ -185,9 +211,20 @@ class StoreReader:
             or Shard(self.folder.local_path(entry.name), entry, store=self.folder.url)
             for _, entry in sorted(entries.items())
         ]
+        if self._skip_corrupt:
+            shards = [shard for shard in shards if _is_readable(shard)]
         return _Snapshot(
             indices=indices,
             shards=shards,
             by_key=_Places.of(shards, "unit_keys"),
             by_example=_Places.of(shards, "example_keys"),
         )
+
+
+def _is_readable(shard: Shard) -> bool:
+    try:
+        shard.check_tables()
+    except CorruptStoreError as error:
+        logger.warning("skipped shard=%s error=%s", shard.entry.name, error)
+        return False
+    return True

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from student_trainer.store import columns, safetensors_file
+from student_trainer.store.decoder import RecordDecoder
 from student_trainer.store.errors import CorruptStoreError
 from student_trainer.store.format import RecordFormat
 from student_trainer.store.index import ShardEntry
@@ -60,8 +61,8 @@ class Shard:
 
     def records_of(self, unit: int) -> range:
         """Numbers of the unit's records."""
-        start, end = self._file.arrays["record_offsets"][unit : unit + 2]
-        return range(int(start), int(end))
+        offsets = self._file.arrays["record_offsets"]
+        return range(offsets.item(unit), offsets.item(unit + 1))
 
     def steps_of(self, unit: int) -> np.ndarray:
         """[n] int32 steps of the unit's records."""
@@ -74,13 +75,10 @@ class Shard:
         Raises:
             CorruptStoreError: it is not what was written.
         """
-        arrays = self._file.arrays
-        if columns.record_crc32c(arrays, number) != arrays["crc32c"][number]:
-            raise self._corrupt(
-                f"record {number} (sequence {arrays['sequence_ids'][number]}, step "
-                f"{arrays['steps'][number]}) fails its CRC-32C"
-            )
-        return columns.to_record(arrays, number, self._format)
+        try:
+            return self._decoder.record(number)
+        except CorruptStoreError as error:
+            raise self._corrupt(str(error)) from error
 
     def unit(self, number: int) -> Unit:
         """A whole unit; errors as in `record`."""
@@ -92,7 +90,7 @@ class Shard:
 
     def check_tables(self) -> None:
         """Raises CorruptStoreError where nothing of the file can be read."""
-        _ = self._file, self._format
+        _ = self._decoder
 
     def corrupt_units(self) -> dict[int, str]:
         """The units with a record that cannot be read, and why; looks at every byte."""
@@ -125,9 +123,10 @@ class Shard:
         return file
 
     @cached_property
-    def _format(self) -> RecordFormat:
+    def _decoder(self) -> RecordDecoder:
+        file = self._file
         try:
-            return RecordFormat.from_metadata(self._file.metadata)
+            return RecordDecoder(file.arrays, RecordFormat.from_metadata(file.metadata))
         except CorruptStoreError as error:
             raise self._corrupt(str(error)) from error
 

@@ -63,6 +63,7 @@ class TargetStore:
         wait_s: float = 0.0,
         cache_folder: Path | None = None,
         head_shards: tuple[int, int] | None = None,
+        skip_corrupt: bool = False,
     ) -> None:
         """Opens a store.
 
@@ -74,12 +75,13 @@ class TargetStore:
                 in it is an error.
             cache_folder: keeps the copies of remote files; None = they go with the source.
             head_shards: as for `RemoteTeacher`.
+            skip_corrupt: as for `StoreReader`.
 
         Raises:
             StoreError: it is none, or its own files contradict each other.
             StoreMismatchError: it is of something else than expected.
         """
-        self.reader = StoreReader(url, cache_folder=cache_folder)
+        self.reader = StoreReader(url, cache_folder=cache_folder, skip_corrupt=skip_corrupt)
         self.identity = self.reader.identity
         self.description = self.identity.teacher
         (expected or StoreExpectations()).check(self.description, store=self.reader.url)

@@ -5,8 +5,9 @@ import sys
 import pytest
 
 from tests.bench import __main__ as command_line
-from tests.bench import families, overhead, parity
+from tests.bench import families, overhead, parity, store
 from tests.bench.processes import ROOT, Child
+from tests.bench.stored_records import HIDDEN_SIZE
 from tests.bench.workload import Schedule, Workload
 
 ENCODINGS = {"hidden", "logits", "top_k"}
@@ -84,3 +85,18 @@ def test_every_family_conforms_to_its_reference():
     assert 0 < result["max_logit_err"] <= 1e-5
     assert "0 of" in families.table(result)
     assert len(families.figure(result).axes) == 1
+
+
+def test_the_store_is_measured_beside_pickles_and_parquet():
+    result = store.measure(num_sequences=4, num_dense=2, repeats=1)
+    json.dumps(result)
+    assert result["top_k_64_bytes_per_position"] <= 280
+    # Two bytes a hidden number, and the state of twice as many positions.
+    assert 2 * HIDDEN_SIZE < result["hidden_bytes_per_position"] < 2 * HIDDEN_SIZE + 24
+    assert result["bytes_vs_pickle"] < 1e-3
+    kinds = result["kinds"]
+    assert set(kinds) == {"top_k", "hidden", "logits", "pickled_logits", "parquet_top_k"}
+    for kind in kinds.values():
+        assert kind["positions_per_s"] > 0 and kind["copied_positions_per_s"] > 0
+    assert all(name in store.table(result) for name in kinds)
+    assert len(store.figure(result).axes) == 2

@@ -4,13 +4,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from masked_diffusion import checkpoints
+from masked_diffusion.families.mdlm_config import MdlmConfig
 from protos import codec
 from student_trainer import precompute, train
 from student_trainer.store import StoreReader
 from student_trainer.store.merge import merge
 from student_trainer.store.verify import verify
 from tests import training
+from tests.fixtures import block_diffusion
 from tests.servers import RunningServer, serve
 
 COMPARED = ("loss", "ce", "kd", "grad_norm")
@@ -95,6 +99,58 @@ def test_training_from_the_store_of_a_run_has_the_losses_of_the_live_run(
     assert found == live
 
 
+@pytest.fixture(params=["block_causal", "uniform"])
+def other_teacher(request, tiny_tokenizer, tmp_path) -> Path:
+    """Teachers that must be told more than a state: clean earlier blocks; times and positions."""
+    folder = tmp_path / "teacher"
+    if request.param == "block_causal":
+        block_diffusion.FIXTURES[0].build(folder)
+        return folder
+    config = MdlmConfig(
+        vocab_size=len(tiny_tokenizer),
+        mask_token_id=tiny_tokenizer.mask_token_id,
+        noise="uniform",
+        time_conditioning=True,
+        model_length=64,
+        hidden_dim=32,
+        cond_dim=16,
+        n_blocks=2,
+        n_heads=2,
+    )
+    denoiser = checkpoints.new_denoiser(config, tiny_tokenizer, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        # A new one begins with zeros and says the same of every state.
+        for parameter in denoiser.parameters():
+            parameter.normal_(std=0.2, generator=generator)
+    checkpoints.save_denoiser(denoiser, folder)
+    return folder
+
+
+def test_what_a_teacher_is_told_beside_a_state_is_kept_apart_in_the_store(
+    data, other_teacher, tmp_path
+):
+    settings: dict[str, object] = {
+        "model.config_path": other_teacher,
+        "distill.teacher_model_path": other_teacher,
+        "data.max_seq_len": 24,
+        "train.loss_weighting": "none",
+        "train.max_steps": 2,
+    }
+    denoiser = checkpoints.load_denoiser(str(other_teacher))
+    store, whole = tmp_path / "store", tmp_path / "whole"
+    with serve(denoiser, deterministic=True, max_padding_fraction=0.9) as running:
+        settings["distill.teacher_address"] = running.address
+        live = curve(tmp_path / "live", data, settings)
+        assert precompute_run(store, tmp_path, data, settings) == 0
+        more = ("--state_source=noised", "--max_seq_len=24", "--data.min_chunk_tokens=8")
+        address = f"--teacher_address={running.address}"
+        assert precompute_data(whole, data, other_teacher, address, *more) == 0
+    assert curve(tmp_path / "stored", data, settings | stored(store)) == live
+    found = curve(tmp_path / "drawn", data, settings | stored(whole))
+    assert all(kd > 0 for _, _, kd, _ in found)
+
+
 def test_live_and_stored_targets_may_change_places_at_a_resume(data, settings, tmp_path):
     store = tmp_path / "store"
     whole = curve(tmp_path / "live", data, settings)
@@ -153,6 +209,56 @@ def test_a_data_set_is_stored_once_and_trained_from_for_several_epochs(
     assert precompute_data(store, data, tiny_checkpoint, address, "--max_examples=12") == 0
     with StoreReader(store) as reader:
         assert len(reader) == 12
+
+
+def damaged(store: Path, *, cut: bool) -> str:
+    """Flips a bit of a record's values, or cuts the file; the name of the shard."""
+    path = sorted(store.glob("shard-*"))[1]
+    content = bytearray(path.read_bytes())
+    # The widest columns come first and hidden states are in float32: well inside them.
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content[:-100] if cut else content)
+    return path.name
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_damage_ends_a_run_by_name_and_is_skipped_only_if_the_user_says_so(
+    *, data, settings, tmp_path, tiny_checkpoint, server, capsys, caplog, cut
+):
+    store = tmp_path / "store"
+    address = f"--teacher_address={server.address}"
+    more = (address, "--max_examples=8", "--max_shard_mib=0.02")
+    assert precompute_data(store, data, tiny_checkpoint, *more) == 0
+    name = damaged(store, cut=cut)
+    settings = settings | stored(store) | {"train.max_steps": 2}
+    assert train.main(training.arguments(tmp_path / "refused", data, settings)) == 1
+    assert f"shard {name} is corrupt" in capsys.readouterr().err
+    settings |= {"distill.stored_logits_skip_corrupt": True}
+    assert all(kd > 0 for _, _, kd, _ in curve(tmp_path / "skipped", data, settings))
+    assert any(name in record.message for record in caplog.records if "skipped" in record.message)
+
+
+def test_a_store_may_lie_at_any_url(data, settings, tmp_path, tiny_checkpoint, server):
+    store = "memory://a_store_of_targets"
+    address = f"--teacher_address={server.address}"
+    noised = ("--state_source=noised", address)
+    assert precompute_data(store, data, tiny_checkpoint, *noised, "--shard=0/2") == 0
+    assert precompute_data(store, data, tiny_checkpoint, *noised, "--shard=1/2") == 0
+    assert merge(store).finished
+    assert verify(store) == []
+    assert all(kd > 0 for _, _, kd, _ in curve(tmp_path, data, settings | stored(store)))
+
+
+def test_one_worker_asks_several_servers(data, tmp_path, tiny_checkpoint, tiny_denoiser, server):
+    with serve(tiny_denoiser, deterministic=True) as other:
+        before = [running.engine.counters.num_forwards for running in (server, other)]
+        both = f"--teacher_address={server.address},{other.address}"
+        assert precompute_data(tmp_path / "both", data, tiny_checkpoint, both) == 0
+        after = [running.engine.counters.num_forwards for running in (server, other)]
+        assert all(new > old for new, old in zip(after, before, strict=True))
+        one = f"--teacher_address={server.address}"
+        assert precompute_data(tmp_path / "one", data, tiny_checkpoint, one) == 0
+    assert contents(tmp_path / "both") == contents(tmp_path / "one")
 
 
 def test_workers_share_a_folder_or_are_merged(data, tmp_path, tiny_checkpoint, server):
