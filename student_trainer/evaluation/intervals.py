@@ -1,4 +1,4 @@
-"""Confidence intervals of means and of paired differences."""
+"""Confidence intervals of means, ratios, shares and paired differences."""
 
 from dataclasses import dataclass
 
@@ -36,12 +36,54 @@ def ci95_half_width(values: ArrayLike) -> float:
     The normal approximation from 30 values on, Student's t below; ValueError below 2.
     """
     values_N = np.asarray(values, dtype=np.float64)
-    num_values = len(values_N)
+    quantile = _quantile(len(values_N))
+    return float(quantile * values_N.std(ddof=1) / np.sqrt(len(values_N)))
+
+
+def ratio_ci95_half_width(numerators: ArrayLike, denominators: ArrayLike) -> float:
+    """Returns the half width of the 95 % interval of sum(numerators) / sum(denominators).
+
+    For values that come in independent clusters of unequal size, [N] each: nats and tokens of a
+    sequence, for example. Linearised, so it needs clusters enough that the denominators' sum
+    varies little.
+
+    Source: Cochran, Sampling Techniques (1977), 6.3 and 9A (ratio estimate of cluster samples).
+    """
+    top_N = np.asarray(numerators, dtype=np.float64)
+    bottom_N = np.asarray(denominators, dtype=np.float64)
+    quantile = _quantile(len(top_N))
+    ratio = top_N.sum() / bottom_N.sum()
+    residual_N = (top_N - ratio * bottom_N) / bottom_N.mean()
+    return float(quantile * residual_N.std(ddof=1) / np.sqrt(len(top_N)))
+
+
+def wilson_interval(num_successes: int, num_trials: int) -> tuple[float, float]:
+    """Returns the 95 % interval of a share; it stays inside [0, 1] and is right near 0 and 1.
+
+    Source: Wilson, JASA 22 (1927).
+    """
+    if not 0 <= num_successes <= num_trials or num_trials < 1:
+        raise ValueError(
+            f"a share needs 0 <= successes <= trials and trials >= 1, got {num_successes} of "
+            f"{num_trials}"
+        )
+    z_squared = NORMAL_QUANTILE**2
+    share = num_successes / num_trials
+    centre = share + z_squared / (2 * num_trials)
+    spread = NORMAL_QUANTILE * np.sqrt(
+        share * (1 - share) / num_trials + z_squared / (4 * num_trials**2)
+    )
+    scale = 1 + z_squared / num_trials
+    # Rounding could leave [0, 1] by 1e-17.
+    low, high = (centre - spread) / scale, (centre + spread) / scale
+    return max(0.0, float(low)), min(1.0, float(high))
+
+
+def _quantile(num_values: int) -> float:
     degrees = num_values - 1
     if degrees < 1:
         raise ValueError(f"a confidence interval needs at least 2 values, got {num_values}")
-    quantile = T_QUANTILES[degrees - 1] if degrees <= len(T_QUANTILES) else NORMAL_QUANTILE
-    return float(quantile * values_N.std(ddof=1) / np.sqrt(num_values))
+    return T_QUANTILES[degrees - 1] if degrees <= len(T_QUANTILES) else NORMAL_QUANTILE
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike) -> PairedDifference:

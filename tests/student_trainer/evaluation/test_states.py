@@ -7,7 +7,7 @@ import torch
 
 from student_trainer.data import Chunking, tokenize_documents
 from student_trainer.documents import Document
-from student_trainer.evaluation_states import held_out_states
+from student_trainer.evaluation.states import held_out_states
 from tests.tiny_models import PYTHON_SOURCES
 
 

@@ -44,7 +44,19 @@ def held_out_states(
     together, and again over the masks of each sequence.
     """
     rows = _eligible_rows(dataset, denoiser_info, num_sequences, seed)
-    batch = collate(dataset, rows, pad_token_id=_pad_id(denoiser_info))
+    return states_of(
+        collate(dataset, rows, pad_token_id=_pad_id(denoiser_info)),
+        denoiser_info=denoiser_info,
+        seed=seed,
+        masks_per_sequence=masks_per_sequence,
+    )
+
+
+def states_of(
+    batch: SequenceBatch, *, denoiser_info: DenoiserInfo, seed: int, masks_per_sequence: int = 1
+) -> EvaluationStates:
+    """Draws the masks of given sequences, which must each have something to mask."""
+    num_sequences = len(batch.lengths_B)
     maskable_NL = _maskable(batch, denoiser_info)
     fractions_NR = _stratified_fractions(num_sequences, masks_per_sequence, seed)
     num_maskable_N = maskable_NL.sum(dim=1)

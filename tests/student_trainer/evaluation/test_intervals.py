@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
-from student_trainer.intervals import T_QUANTILES, ci95_half_width, paired_difference
+from student_trainer.evaluation.intervals import T_QUANTILES, ci95_half_width, paired_difference
 
 
 def student_t_density(x, degrees):
