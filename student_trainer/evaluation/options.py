@@ -1,0 +1,60 @@
+"""The command line of `distill evaluate`, made from the fields of its configuration."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+
+import pydantic
+
+from student_trainer.config_file import ConfigError, error_messages, field_docs
+from student_trainer.evaluation.config import EvaluationConfig
+
+_REPEATED = ("model", "scorer")
+
+
+def parse(arguments: Sequence[str]) -> EvaluationConfig:
+    """Reads the flags; `--help` and unknown flags end the process as argparse does.
+
+    Raises:
+        ConfigError: a value that is not allowed; the message names flag, value and mend.
+    """
+    values = vars(_parser().parse_args(arguments))
+    try:
+        return pydantic.TypeAdapter(EvaluationConfig).validate_python(values)
+    except pydantic.ValidationError as error:
+        raise ConfigError("; ".join(error_messages(error))) from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="distill evaluate",
+        description="Measures models on held-out text and on what they write, beside a teacher if "
+        "there is one: evaluation.json, table.txt, plots and index.html in --output_dir.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    docs = field_docs(EvaluationConfig)
+    for field in dataclasses.fields(EvaluationConfig):
+        flag, text = f"--{field.name}", docs[field.name].replace("%", "%%")
+        if field.type is bool:
+            parser.add_argument(flag, action="store_true", help=text)
+        elif field.name in _REPEATED:
+            parser.add_argument(flag, action="append", metavar="MODEL", help=text)
+        elif str(field.type).startswith("list"):
+            parser.add_argument(
+                flag, type=_split, metavar="A,B,...", help=f"{text}{_default(field)}"
+            )
+        else:
+            parser.add_argument(flag, metavar=field.name.upper(), help=f"{text}{_default(field)}")
+    return parser
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _default(field: dataclasses.Field) -> str:
+    default = field.default
+    if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+        default = ",".join(map(str, field.default_factory()))
+    return "" if default in (None, "") else f" (default: {default})"
