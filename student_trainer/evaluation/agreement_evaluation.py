@@ -55,7 +55,7 @@ class AgreementEvaluation(Evaluation):
                     title=self.title,
                     caption="By share of masked tokens, on the held-out sequences and masks of "
                     "the likelihood. Bars are 95 % intervals over sequences.",
-                    figure=figures.agreement(self._measured),
+                    figure=figures.agreement(self._measured, names=self.setting.names),
                 )
             ],
             reading=[

@@ -24,8 +24,16 @@ _WIDTH = 9.2
 _LINE_HEIGHT = 0.42
 
 
-def likelihood(found: Sequence["Likelihood"], differences: Sequence["Difference"]) -> Figure:
-    """Bars of the bound, and paired differences beside them."""
+def likelihood(
+    found: Sequence["Likelihood"], differences: Sequence["Difference"], *, names: Sequence[str]
+) -> Figure:
+    """Bars of the bound, and paired differences beside them.
+
+    Args:
+        found: Of each model.
+        differences: None, or of pairs of models.
+        names: All models of the evaluation: a model has one colour in every figure.
+    """
     height = 1.3 + _LINE_HEIGHT * max(len(found), len(differences), 2)
     if not differences:
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
@@ -35,7 +43,7 @@ def likelihood(found: Sequence["Likelihood"], differences: Sequence["Difference"
         figure, (left, right) = panels(height=height)
     for place, one in enumerate(found):
         left.barh(
-            place, one.nats_per_token, xerr=one.ci95, color=COLOURS[place % len(COLOURS)],
+            place, one.nats_per_token, xerr=one.ci95, color=_colour(one.model, names),
             height=0.62, capsize=3,
         )  # fmt: skip
         left.annotate(
@@ -74,7 +82,7 @@ def likelihood(found: Sequence["Likelihood"], differences: Sequence["Difference"
     return figure
 
 
-def agreement(found: Mapping[str, KlToTeacher]) -> Figure:
+def agreement(found: Mapping[str, KlToTeacher], *, names: Sequence[str]) -> Figure:
     """Divergence from the teacher, and agreement with it, by the share of masked tokens."""
     figure, (left, right) = panels(height=3.5)
     series: list[tuple[Axes, Callable[[KlBin], float], Callable[[KlBin], float | None]]] = [
@@ -90,8 +98,8 @@ def agreement(found: Mapping[str, KlToTeacher]) -> Figure:
                 middles,
                 [value(one) for one in kl.bins],
                 yerr=[half_width(one) or 0.0 for one in kl.bins],
-                color=COLOURS[place % len(COLOURS)],
-                marker=MARKERS[place % len(MARKERS)],
+                color=_colour(name, names),
+                marker=MARKERS[names.index(name) % len(MARKERS)],
                 capsize=2,
                 label=name,
             )
@@ -105,7 +113,7 @@ def agreement(found: Mapping[str, KlToTeacher]) -> Figure:
     return figure
 
 
-def infilling(found: Mapping[str, Sequence[InfillingResult]]) -> Figure:
+def infilling(found: Mapping[str, Sequence[InfillingResult]], *, names: Sequence[str]) -> Figure:
     """Exact match by span length."""
     figure = Figure(figsize=(_WIDTH * 0.7, 3.5), layout="constrained")
     axes = figure.subplots()
@@ -121,7 +129,7 @@ def infilling(found: Mapping[str, Sequence[InfillingResult]]) -> Figure:
             shares,
             # Rounding could make a bar -1e-15 long.
             yerr=np.maximum([shares - low, high - shares], 0),
-            color=COLOURS[place % len(COLOURS)],
+            color=_colour(name, names),
             marker=MARKERS[place % len(MARKERS)],
             linestyle=LINE_STYLES[place % len(LINE_STYLES)],
             capsize=3,
@@ -130,12 +138,13 @@ def infilling(found: Mapping[str, Sequence[InfillingResult]]) -> Figure:
     axes.set_xticks(range(len(spans)), [str(length) for length in spans])
     axes.set_xlabel("masked span (tokens)")
     axes.set_ylabel("exact match (%)")
-    axes.set_ylim(bottom=0)
+    # Below zero, so that a marker at zero is seen whole.
+    axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
     axes.legend(frameon=False)
     return figure
 
 
-def samples(points: Sequence[CurvePoint], *, scorer: str | None) -> Figure:
+def samples(points: Sequence[CurvePoint], *, scorer: str | None, names: Sequence[str]) -> Figure:
     """Perplexity never alone: with entropy, forwards and wall time."""
     num_rows = 2 if scorer else 1
     figure = Figure(figsize=(_WIDTH, 3.6 * num_rows + 0.5), layout="constrained")
@@ -144,18 +153,18 @@ def samples(points: Sequence[CurvePoint], *, scorer: str | None) -> Figure:
         tidy(axes)
     if scorer:
         by_forwards, by_seconds, entropy, frontier = grid
-        _draw(by_forwards, points, _forwards, _perplexity(scorer))
-        _draw(by_seconds, points, _seconds, _perplexity(scorer))
-        _draw(entropy, points, _forwards, _entropy)
-        _draw(frontier, points, _entropy, _perplexity(scorer))
+        _draw(by_forwards, points, _forwards, _perplexity(scorer), names)
+        _draw(by_seconds, points, _seconds, _perplexity(scorer), names)
+        _draw(entropy, points, _forwards, _entropy, names)
+        _draw(frontier, points, _entropy, _perplexity(scorer), names)
         for axes in (by_forwards, by_seconds, frontier):
             axes.set_ylabel("perplexity (scorer's tokens)")
             _log_scale(axes, "y")
         frontier.set_xlabel("entropy of a sample (nats)")
     else:
         entropy, by_seconds = grid
-        _draw(entropy, points, _forwards, _entropy)
-        _draw(by_seconds, points, _seconds, _entropy)
+        _draw(entropy, points, _forwards, _entropy, names)
+        _draw(by_seconds, points, _seconds, _entropy, names)
         by_seconds.set_ylabel("entropy of a sample (nats)")
     entropy.set_ylabel("entropy of a sample (nats)")
     by_seconds.set_xlabel("wall time of a sample (s)")
@@ -201,11 +210,11 @@ def _draw(
     points: Sequence[CurvePoint],
     x: Callable[[CurvePoint], _Value | None],
     y: Callable[[CurvePoint], _Value | None],
+    names: Sequence[str],
 ) -> None:
     """A line for each model and sampler, over its steps; held-out text is a line or a star."""
-    models = list(dict.fromkeys(point.model for point in points if point.sampler))
     samplers = list(dict.fromkeys(point.sampler for point in points if point.sampler))
-    for model in models:
+    for model in names:
         for sampler in samplers:
             found = [p for p in points if (p.model, p.sampler) == (model, sampler)]
             pairs = [(x(point), y(point)) for point in found]
@@ -218,7 +227,7 @@ def _draw(
                 [b[0] for _, b in drawn],
                 xerr=[a[1] for a, _ in drawn] if any(a[1] for a, _ in drawn) else None,
                 yerr=[b[1] for _, b in drawn],
-                color=COLOURS[models.index(model) % len(COLOURS)],
+                color=_colour(model, names),
                 marker=MARKERS[place % len(MARKERS)],
                 linestyle=LINE_STYLES[place % len(LINE_STYLES)],
                 capsize=2,
@@ -245,6 +254,10 @@ def _log_scale(axes: Axes, which: str) -> None:
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
     # Over less than two decades the powers of ten alone would be too few numbers to read by.
     axis.set_minor_formatter(plain if high < 100 * low else NullFormatter())
+
+
+def _colour(name: str, names: Sequence[str]) -> str:
+    return COLOURS[names.index(name) % len(COLOURS)]
 
 
 def _percent(share: float | None) -> float | None:

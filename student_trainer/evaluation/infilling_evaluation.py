@@ -80,7 +80,7 @@ class InfillingEvaluation(Evaluation):
                     title=self.title,
                     caption="Share of masked spans that came back exactly, by their length in "
                     "tokens. Bars are 95 % intervals (Wilson).",
-                    figure=figures.infilling(self._measured),
+                    figure=figures.infilling(self._measured, names=self.setting.names),
                 )
             ],
             reading=[

@@ -74,9 +74,9 @@ def wilson_interval(num_successes: int, num_trials: int) -> tuple[float, float]:
         share * (1 - share) / num_trials + z_squared / (4 * num_trials**2)
     )
     scale = 1 + z_squared / num_trials
-    # Rounding could leave [0, 1] by 1e-17.
-    low, high = (centre - spread) / scale, (centre + spread) / scale
-    return max(0.0, float(low)), min(1.0, float(high))
+    low, high = float((centre - spread) / scale), float((centre + spread) / scale)
+    # Rounding could leave [0, 1] or the share itself by 1e-16.
+    return min(share, max(0.0, low)), max(share, min(1.0, high))
 
 
 def _quantile(num_values: int) -> float:

@@ -22,14 +22,29 @@ class NelboResult:
     """Half width of the 95 % interval of the mean over sequences."""
 
 
-@torch.inference_mode()
 def nelbo(denoiser: Denoiser, states: EvaluationStates, *, batch_size: int) -> NelboResult:
+    """Estimates the mean NELBO of at least two sequences; see `nelbo_by_sequence`."""
+    per_sequence = nelbo_by_sequence(denoiser, states, batch_size=batch_size)
+    return NelboResult(
+        per_sequence=per_sequence,
+        mean=float(per_sequence.mean()),
+        ci95=ci95_half_width(per_sequence),
+    )
+
+
+@torch.inference_mode()
+def nelbo_by_sequence(
+    denoiser: Denoiser, states: EvaluationStates, *, batch_size: int
+) -> np.ndarray:
     """Estimates the NELBO of each sequence: sum of masked CE / (t * maskable positions).
 
     Exact over the vocabulary without the mask token. With n maskable positions t is k/n for k
     uniform in 1..n, which is unbiased for the linear schedule's bound without a smallest t, and
     makes a state's value the mean CE over its k masked positions: no 1/t left to spread it, and
     a model that is uniform gets log(V - 1) exactly.
+
+    Returns:
+        [N] float64, in nats per token.
 
     Raises:
         ValueError: uniform noise, whose bound is another.
@@ -52,9 +67,4 @@ def nelbo(denoiser: Denoiser, states: EvaluationStates, *, batch_size: int) -> N
                 ce_M = -log_probs_MV.gather(-1, labels_M[part, None]).squeeze(-1)
                 weighted_M = ce_M.double().cpu() * weights_B[rows_M[part]]
                 totals_N.index_add_(0, states.sequences_B[rows_M[part]], weighted_M)
-    per_sequence = totals_N.numpy()
-    return NelboResult(
-        per_sequence=per_sequence,
-        mean=float(per_sequence.mean()),
-        ci95=ci95_half_width(per_sequence),
-    )
+    return totals_N.numpy()

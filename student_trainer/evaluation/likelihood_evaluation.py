@@ -82,7 +82,7 @@ class LikelihoodEvaluation(Evaluation):
                 "differences": [asdict(difference) for difference in differences],
             },
             tables=[_table(found), *([_difference_table(differences)] if differences else [])],
-            drawings=[_drawing(found, differences)],
+            drawings=[_drawing(found, differences, names=self.setting.names)],
             reading=[
                 "NELBO is an upper bound on the negative log-likelihood; lower is better. It says "
                 "how well a model knows the text, not how well a sampler of few steps writes: a "
@@ -177,11 +177,13 @@ def _difference_table(differences: list[Difference]) -> Table:
     )
 
 
-def _drawing(found: list[Likelihood], differences: list[Difference]) -> Drawing:
+def _drawing(
+    found: list[Likelihood], differences: list[Difference], *, names: list[str]
+) -> Drawing:
     return Drawing(
         name="likelihood",
         title="Held-out NELBO",
         caption="Left: the bound of each model. Right: paired differences; an interval that "
         "crosses zero is no difference. Intervals are 95 %.",
-        figure=figures.likelihood(found, differences),
+        figure=figures.likelihood(found, differences, names=names),
     )

@@ -7,7 +7,7 @@ import torch
 
 from masked_diffusion.families import Denoiser
 from student_trainer.batches import SequenceBatch
-from student_trainer.evaluation.likelihood import nelbo
+from student_trainer.evaluation.likelihood import nelbo_by_sequence
 from student_trainer.evaluation.passages import (
     Passage,
     PassageScores,
@@ -63,8 +63,8 @@ class MaskedScorer:
                 seed=self._seed,
                 masks_per_sequence=self._masks_per_passage,
             )
-            found = nelbo(self._denoiser, states, batch_size=batch_size)
-            nats[filled] = found.per_sequence * num_tokens[filled]
+            per_token = nelbo_by_sequence(self._denoiser, states, batch_size=batch_size)
+            nats[filled] = per_token * num_tokens[filled]
         return PassageScores(
             nats=nats,
             num_tokens=num_tokens,

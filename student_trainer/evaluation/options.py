@@ -8,6 +8,10 @@ import pydantic
 
 from student_trainer.config_file import ConfigError, error_messages, field_docs
 from student_trainer.evaluation.config import EvaluationConfig
+from student_trainer.evaluation.model_spec import parse_model
+from student_trainer.evaluation.sampler_spec import parse_sampler
+from student_trainer.evaluation.scorers import parse_scorer
+from student_trainer.evaluation.table import EVALUATIONS
 
 _REPEATED = ("model", "scorer")
 
@@ -20,9 +24,30 @@ def parse(arguments: Sequence[str]) -> EvaluationConfig:
     """
     values = vars(_parser().parse_args(arguments))
     try:
-        return pydantic.TypeAdapter(EvaluationConfig).validate_python(values)
+        config = pydantic.TypeAdapter(EvaluationConfig).validate_python(values)
     except pydantic.ValidationError as error:
         raise ConfigError("; ".join(error_messages(error))) from error
+    try:
+        _check_texts(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return config
+
+
+def _check_texts(config: EvaluationConfig) -> None:
+    """Reads what is written in a notation of its own, for its errors."""
+    for name in config.evaluations:
+        if name not in EVALUATIONS:
+            raise ValueError(f"--evaluations names {name!r}; known: {', '.join(EVALUATIONS)}")
+    for text in filter(None, (*config.model, config.teacher)):
+        parse_model(text)
+    for text in (
+        *config.samplers,
+        *([config.infilling_sampler] if config.infilling_sampler else []),
+    ):
+        parse_sampler(text).config(config.steps[0], temperature=config.temperature)
+    for text in config.scorer:
+        parse_scorer(text)
 
 
 def _parser() -> argparse.ArgumentParser:

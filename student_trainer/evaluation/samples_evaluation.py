@@ -122,7 +122,7 @@ class SamplesEvaluation(Evaluation):
                     name=f"samples_{number}" if scorer else "samples",
                     title=f"Quality, diversity and cost under {scorer}" if scorer else "Diversity",
                     caption=samples_text.CAPTION if scorer else samples_text.PLAIN_CAPTION,
-                    figure=figures.samples(points, scorer=scorer),
+                    figure=figures.samples(points, scorer=scorer, names=self.setting.names),
                 )
                 for number, scorer in enumerate([name for name, _ in scorers] or [None])
             ],

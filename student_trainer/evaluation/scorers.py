@@ -45,10 +45,20 @@ def load_scorer(text: str, config: EvaluationConfig, *, device: torch.device) ->
     Raises:
         ValueError: an unknown kind, or what the kinds' own loading refuses.
     """
+    kind, spec = parse_scorer(text)
+    return _KINDS[kind](text, spec, config, device)
+
+
+def parse_scorer(text: str) -> tuple[str, ModelSpec]:
+    """Reads a scorer's kind and model.
+
+    Raises:
+        ValueError: an unknown kind, or no model.
+    """
     kind, colon, model = text.partition(":")
     if not colon or kind not in _KINDS:
         raise ValueError(
-            f"--scorer must be ar:MODEL (a causal language model) or masked:MODEL (a denoiser), "
+            "--scorer must be ar:MODEL (a causal language model) or masked:MODEL (a denoiser), "
             f"got {text!r}"
         )
-    return _KINDS[kind](text, parse_model(model), config, device)
+    return kind, parse_model(model)

@@ -103,6 +103,11 @@ class Setting:
         self._held_out: dict[tuple[object, ...], HeldOut] = {}
 
     @property
+    def names(self) -> list[str]:
+        """Of all subjects, in their order."""
+        return [subject.name for subject in self.subjects]
+
+    @property
     def teacher(self) -> Subject | None:
         return next((subject for subject in self.subjects if subject.is_teacher), None)
 

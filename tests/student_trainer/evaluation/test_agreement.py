@@ -9,6 +9,7 @@ import torch
 from masked_diffusion.checkpoints import new_denoiser
 from student_trainer.evaluation import forwards
 from student_trainer.evaluation.agreement import kl_to_teacher
+from student_trainer.evaluation.intervals import T_QUANTILES
 from tests.held_out import naive_log_probs, rows_of
 from tests.tiny_models import qwen2_config
 
@@ -56,3 +57,34 @@ def test_another_tokenizer_is_refused(tiny_denoiser, states):
     student = new_denoiser(config, None, seed=0, mask_token_id=info.mask_token_id)
     with pytest.raises(ValueError, match="differ in tokenizer_fingerprint"):
         kl_to_teacher(tiny_denoiser, student, states, batch_size=4)
+
+
+def test_intervals_are_over_sequences(tiny_denoiser, student, states):
+    found = kl_to_teacher(tiny_denoiser, student, states, batch_size=16, num_bins=2)
+
+    for index, kl_bin in enumerate(found.bins):
+        sums: dict[int, list[float]] = {}
+        for row, _, xt_L, masked_L in rows_of(states):
+            if math.ceil(float(states.t_B[row]) * 2) - 1 != index:
+                continue
+            teacher_LV, student_LV = (naive_log_probs(m, xt_L) for m in (tiny_denoiser, student))
+            kept = teacher_LV.isfinite()
+            kl_L = (teacher_LV.exp() * (teacher_LV - student_LV)).where(kept, 0).sum(-1)
+            entry = sums.setdefault(int(states.sequences_B[row]), [0.0, 0.0])
+            entry[0] += float(kl_L[masked_L].sum())
+            entry[1] += float(masked_L.sum())
+        tops, bottoms = np.array(list(sums.values())).T
+        residuals = (tops - tops.sum() / bottoms.sum() * bottoms) / bottoms.mean()
+        count = len(tops)
+        standard_error = math.sqrt((residuals**2).sum() / (count - 1) / count)
+        assert kl_bin.num_sequences == count
+        # Student's t for this many sequences; the table has three decimals.
+        assert kl_bin.kl_ci95 / standard_error == pytest.approx(T_QUANTILES[count - 2], rel=1e-4)
+        assert kl_bin.top1_ci95 > 0
+
+
+def test_a_bin_of_one_sequence_has_no_interval(tiny_denoiser, student, states):
+    found = kl_to_teacher(tiny_denoiser, student, states, batch_size=40, num_bins=1000)
+    lonely = [kl_bin for kl_bin in found.bins if kl_bin.num_sequences == 1]
+    assert lonely
+    assert all(kl_bin.kl_ci95 is None and kl_bin.top1_ci95 is None for kl_bin in lonely)
