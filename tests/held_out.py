@@ -2,7 +2,7 @@
 
 import torch
 
-from student_trainer.data import Chunking, tokenize_documents
+from student_trainer.data import Chunking, load_dataset, tokenize_documents
 from student_trainer.documents import Document
 
 
@@ -31,3 +31,14 @@ def rows_of(states):
             states.xt_BL[row, :length],
             states.masked_BL[row, :length],
         )
+
+
+def held_out_dataset(path, tokenizer, *, max_seq_len, min_chunk_tokens):
+    """The file's texts as an evaluation tokenizes them."""
+    return load_dataset(
+        str(path),
+        text_keys=["text"],
+        tokenizer=tokenizer,
+        max_seq_len=max_seq_len,
+        min_chunk_tokens=min_chunk_tokens,
+    )
