@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from masked_diffusion import pretrained
 from student_trainer.evaluation.model_spec import DtypeName, ModelSpec
 from student_trainer.evaluation.passages import (
     EncodedPassage,
@@ -78,10 +78,15 @@ class CausalScorer:
         folder = spec.folder(trust_remote_code=trust_remote_code)
         dtype_name = spec.dtype or dtype
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            tokenizer = pretrained.load_tokenizer(
+                folder, config, trust_remote_code=trust_remote_code
+            )
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
+                config=config,
                 dtype="auto" if dtype_name == "auto" else getattr(torch, dtype_name),
+                device_map=device,
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
             )
@@ -92,7 +97,8 @@ class CausalScorer:
                 f"of one with safetensors weights, or masked:{spec.source} for a denoiser "
                 f"({reason})"
             ) from error
-        nn.Module.to(model, device)
+        if tokenizer is None:
+            raise ValueError(f"scorer {name} was saved without a tokenizer; it needs one")
         return cls(model.requires_grad_(False), tokenizer, name=name)
 
     @torch.inference_mode()

@@ -78,6 +78,8 @@ def test_intervals_are_over_sequences(tiny_denoiser, student, states):
         count = len(tops)
         standard_error = math.sqrt((residuals**2).sum() / (count - 1) / count)
         assert kl_bin.num_sequences == count
+        assert kl_bin.kl_ci95 is not None
+        assert kl_bin.top1_ci95 is not None
         # Student's t for this many sequences; the table has three decimals.
         assert kl_bin.kl_ci95 / standard_error == pytest.approx(T_QUANTILES[count - 2], rel=1e-4)
         assert kl_bin.top1_ci95 > 0

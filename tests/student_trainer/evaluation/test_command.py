@@ -138,7 +138,9 @@ def test_likelihood_and_paired_differences_are_those_of_plain_calls(
     _, values, _ = outcome
     found = values["evaluations"]["likelihood"]
     teacher, hub = (load_denoiser(str(path)) for path in (tiny_checkpoint, student))
-    dataset = held_out_dataset(data, teacher.tokenizer, max_seq_len=32, min_chunk_tokens=8)
+    tokenizer = teacher.tokenizer
+    assert tokenizer is not None
+    dataset = held_out_dataset(data, tokenizer, max_seq_len=32, min_chunk_tokens=8)
     states = held_out_states(
         dataset, denoiser_info=teacher.info, num_sequences=12, seed=1234, masks_per_sequence=2
     )
@@ -147,14 +149,11 @@ def test_likelihood_and_paired_differences_are_those_of_plain_calls(
         np.testing.assert_allclose(
             one["nats_per_token_by_sequence"], result.per_sequence, rtol=1e-5
         )
-        tokens = [int((row != 0).sum()) for row in states.maskable_BL[::2]]
-        texts = [
-            teacher.tokenizer.decode([i for i, m in zip(row, ok, strict=True) if m])
-            for row, ok in zip(
-                states.x0_BL[::2].tolist(), states.maskable_BL[::2].tolist(), strict=True
-            )
-        ]
-        num_bytes = sum(len(text.encode()) for text in texts)
+        tokens = states.maskable_BL[::2].sum(dim=1).tolist()
+        num_bytes = sum(
+            len(str(tokenizer.decode(x0_L[maskable_L].tolist())).encode())
+            for x0_L, maskable_L in zip(states.x0_BL[::2], states.maskable_BL[::2], strict=True)
+        )
         nats = float(np.dot(result.per_sequence, tokens))
         assert one["num_bytes"] == num_bytes
         assert one["bits_per_byte"] == pytest.approx(nats / np.log(2) / num_bytes, rel=1e-5)
