@@ -8,7 +8,7 @@ from student_trainer.evaluation import figures
 from student_trainer.evaluation.evaluation import Drawing, Evaluation, Section
 from student_trainer.evaluation.infilling import InfillingResult, Spans, draw_spans, infill_spans
 from student_trainer.evaluation.sampler_spec import SamplerSpec, parse_sampler
-from student_trainer.evaluation.sampling_plan import default_infilling_sampler, fitting_samplers
+from student_trainer.evaluation.sampling_plan import choose_samplers, default_infilling_sampler
 from student_trainer.evaluation.subjects import Setting, Subject
 from student_trainer.report_text import Table
 
@@ -31,7 +31,7 @@ class InfillingEvaluation(Evaluation):
         config = self.setting.config
         for subject in subjects:
             spec = self._sampler(subject)
-            fitting_samplers([spec], subject.info, num_steps=1, temperature=0)
+            choose_samplers([spec], subject.info, num_steps=1, temperature=0)
             self._samplers[subject.name] = spec.label
             if subject.vocabulary not in self._spans:
                 held_out = self.setting.held_out(subject)

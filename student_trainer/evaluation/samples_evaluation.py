@@ -20,13 +20,14 @@ from student_trainer.evaluation.sample_set import (
     passages_as_rows,
     sample_set,
 )
-from student_trainer.evaluation.sampler_spec import SamplerSpec, parse_sampler
+from student_trainer.evaluation.sampler_spec import parse_sampler
 from student_trainer.evaluation.sampling_plan import (
+    SamplerChoice,
     StartStates,
     Written,
+    choose_samplers,
     default_samplers,
     draw_start_states,
-    fitting_samplers,
     write,
 )
 from student_trainer.evaluation.scorers import load_scorer
@@ -56,6 +57,7 @@ class SamplesEvaluation(Evaluation):
         self._starts: dict[tuple[object, ...], StartStates] = {}
         self._references: dict[tuple[object, ...], _Written] = {}
         self._written: list[_Written] = []
+        self._left_out: list[dict[str, str]] = []
 
     def refusal(self, subject: Subject) -> str | None:
         return None
@@ -63,7 +65,8 @@ class SamplesEvaluation(Evaluation):
     def prepare(self, subjects: Sequence[Subject]) -> None:
         config = self.setting.config
         for subject in subjects:
-            self._samplers(subject)
+            for label, reason in self._choice(subject).reasons.items():
+                self._left_out.append({"model": subject.name, "sampler": label, "reason": reason})
             self._draw_start(subject)
         device = find_device(config.device)
         self._scorers = [load_scorer(text, config, device=device) for text in config.scorer]
@@ -71,7 +74,9 @@ class SamplesEvaluation(Evaluation):
     def measure(self, subject: Subject, denoiser: Denoiser, *, teacher: Denoiser | None) -> None:
         config, start = self.setting.config, self._starts[subject.vocabulary]
         points = [
-            (spec, num_steps) for spec in self._samplers(subject) for num_steps in config.steps
+            (spec, num_steps)
+            for spec in self._choice(subject).fitting
+            for num_steps in config.steps
         ]
         first = points[0][0].config(1, temperature=config.temperature)
         # What a first forward sets up is not the price of the first point.
@@ -114,6 +119,7 @@ class SamplesEvaluation(Evaluation):
                 "prompt_tokens": config.prompt_tokens,
                 "batch_size": config.batch_size,
                 "scorers": [{"scorer": name, "kind": kind} for name, kind in scorers],
+                "left_out": self._left_out,
                 "points": [asdict(point) for point in points],
             },
             tables=samples_text.tables(points, scorers),
@@ -126,7 +132,13 @@ class SamplesEvaluation(Evaluation):
                 )
                 for number, scorer in enumerate([name for name, _ in scorers] or [None])
             ],
-            reading=samples_text.reading(bool(scorers)),
+            reading=[
+                *samples_text.reading(bool(scorers)),
+                *(
+                    f"Left out: {one['sampler']} of {one['model']}: {one['reason']}"
+                    for one in self._left_out
+                ),
+            ],
             examples=[Example(title=_label(one), text=_first_text(one.samples)) for one in written],
             files={
                 "samples.jsonl": [
@@ -139,10 +151,10 @@ class SamplesEvaluation(Evaluation):
             },
         )
 
-    def _samplers(self, subject: Subject) -> list[SamplerSpec]:
+    def _choice(self, subject: Subject) -> SamplerChoice:
         config = self.setting.config
         asked = self._asked or [parse_sampler(name) for name in default_samplers(subject.info)]
-        return fitting_samplers(
+        return choose_samplers(
             asked, subject.info, num_steps=config.steps[0], temperature=config.temperature
         )
 

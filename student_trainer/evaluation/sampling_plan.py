@@ -119,26 +119,37 @@ def write(
     )
 
 
-def fitting_samplers(
+@dataclass(frozen=True, kw_only=True)
+class SamplerChoice:
+    """Samplers, sorted by whether a denoiser can be sampled with them."""
+
+    fitting: list[SamplerSpec]
+    """At least one."""
+    reasons: dict[str, str]
+    """Label of each that does not fit -> why."""
+
+
+def choose_samplers(
     specs: Sequence[SamplerSpec], info: DenoiserInfo, *, num_steps: int, temperature: float
-) -> list[SamplerSpec]:
-    """Picks those that the denoiser can be sampled with.
+) -> SamplerChoice:
+    """Sorts them; the numbers of steps and temperature decide nothing.
 
     Raises:
-        ValueError: none of them; the message says why not the first.
+        ValueError: none fits; the message says why not the first.
     """
-    fitting, reasons = [], []
+    fitting, reasons = [], {}
     for spec in specs:
         config = spec.config(num_steps, temperature=temperature)
         try:
             check_fits(config, info)
         except ValueError as error:
-            reasons.append(f"sampler {spec.label!r} does not fit {info.name}: {error}")
+            reasons[spec.label] = str(error)
         else:
             fitting.append(spec)
     if not fitting:
-        raise ValueError(reasons[0])
-    return fitting
+        label, reason = next(iter(reasons.items()))
+        raise ValueError(f"sampler {label!r} does not fit {info.name}: {reason}")
+    return SamplerChoice(fitting=fitting, reasons=reasons)
 
 
 def default_samplers(info: DenoiserInfo) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import torch
 from masked_diffusion.samplers import SamplerConfig
 from masked_diffusion.sampling import sample
 from student_trainer.evaluation.sampler_spec import parse_sampler
-from student_trainer.evaluation.sampling_plan import draw_start_states, fitting_samplers, write
+from student_trainer.evaluation.sampling_plan import choose_samplers, draw_start_states, write
 from tests.held_out import dataset_of
 from tests.tiny_models import PYTHON_SOURCES
 
@@ -78,9 +78,11 @@ def test_what_is_written_depends_on_the_seed_and_not_on_the_batch(dataset, tiny_
     assert whole.seconds > 0
 
 
-def test_samplers_that_do_not_fit_are_left_out_and_none_that_fits_is_an_error(tiny_denoiser):
+def test_samplers_that_do_not_fit_are_told_and_none_that_fits_is_an_error(tiny_denoiser):
     specs = [parse_sampler("multinomial"), parse_sampler("entropy")]
-    fitting = fitting_samplers(specs, tiny_denoiser.info, num_steps=4, temperature=1.0)
-    assert [spec.label for spec in fitting] == ["entropy"]
+    choice = choose_samplers(specs, tiny_denoiser.info, num_steps=4, temperature=1.0)
+    assert [spec.label for spec in choice.fitting] == ["entropy"]
+    assert list(choice.reasons) == ["multinomial"]
+    assert "for absorbing noise" in choice.reasons["multinomial"]
     with pytest.raises(ValueError, match="sampler 'multinomial' does not fit"):
-        fitting_samplers(specs[:1], tiny_denoiser.info, num_steps=4, temperature=1.0)
+        choose_samplers(specs[:1], tiny_denoiser.info, num_steps=4, temperature=1.0)
