@@ -3,11 +3,12 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from student_trainer.evaluation.intervals import ratio_ci95_half_width
 from student_trainer.evaluation.passages import PassageScores, Scorer
 from student_trainer.evaluation.sample_set import Diversity
+
+MAX_EXPONENT = 300.0
+"""Nats a token above which a perplexity would leave the floats, and JSON has no infinity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +75,7 @@ def perplexity_of(scores: PassageScores, scorer: Scorer) -> Perplexity:
         nats_per_token_ci95=(
             None if is_empty else ratio_ci95_half_width(scores.nats, scores.num_tokens)
         ),
-        # exp of more than 700 nats a token is no float; such a text is no better described.
-        perplexity=None if is_empty else float(np.exp(min(nats / num_tokens, 700.0))),
+        perplexity=None if is_empty else math.exp(min(nats / num_tokens, MAX_EXPONENT)),
         bits_per_byte=None if is_empty else float(bits.sum()) / num_bytes,
         bits_per_byte_ci95=None if is_empty else ratio_ci95_half_width(bits, scores.num_bytes),
         num_tokens=int(num_tokens),

@@ -1,5 +1,6 @@
 """Figures of the evaluations."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from student_trainer.evaluation.agreement import KlBin, KlToTeacher
-from student_trainer.evaluation.curve_point import CurvePoint
+from student_trainer.evaluation.curve_point import MAX_EXPONENT, CurvePoint
 from student_trainer.evaluation.infilling import InfillingResult
 from student_trainer.plots import panels, tidy
 
@@ -22,6 +23,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINE_STYLES = ("-", "--", ":", "-.")
 _WIDTH = 9.2
 _LINE_HEIGHT = 0.42
+_LEGEND_LETTERS = 100  # of one line of a legend, spaces and handles left out
 
 
 def likelihood(
@@ -172,26 +174,33 @@ def samples(points: Sequence[CurvePoint], *, scorer: str | None, names: Sequence
         axes.set_xlabel("forwards of a sample")
         _log_scale(axes, "x")
     _log_scale(by_seconds, "x")
+    handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(
-        *grid[0].get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3
+        handles,
+        labels,
+        frameon=False,
+        fontsize="small",
+        loc="outside upper center",
+        ncols=max(1, min(3, _LEGEND_LETTERS // max(map(len, labels)))),
     )
     return figure
 
 
-_Value = tuple[float, float]
-"""A value and the half width of its interval, 0 where it has none."""
+_Value = tuple[float, float, float]
+"""A value and the ends of its interval, all equal where it has none."""
 
 
 def _forwards(point: CurvePoint) -> _Value | None:
-    return None if point.cost is None else (point.cost.num_forwards, 0.0)
+    return None if point.cost is None else (point.cost.num_forwards,) * 3
 
 
 def _seconds(point: CurvePoint) -> _Value | None:
-    return None if point.cost is None else (point.cost.seconds, 0.0)
+    return None if point.cost is None else (point.cost.seconds,) * 3
 
 
 def _entropy(point: CurvePoint) -> _Value:
-    return point.diversity.entropy_nats, point.diversity.entropy_ci95
+    mean, half_width = point.diversity.entropy_nats, point.diversity.entropy_ci95
+    return mean, mean - half_width, mean + half_width
 
 
 def _perplexity(scorer: str) -> Callable[[CurvePoint], _Value | None]:
@@ -199,10 +208,17 @@ def _perplexity(scorer: str) -> Callable[[CurvePoint], _Value | None]:
         found = point.perplexity_under(scorer)
         if found.perplexity is None or found.nats_per_token_ci95 is None:
             return None
-        # exp is nearly straight over an interval this small.
-        return found.perplexity, found.perplexity * found.nats_per_token_ci95
+        # An interval of nats is one of factors.
+        factor = math.exp(min(found.nats_per_token_ci95, MAX_EXPONENT))
+        return found.perplexity, found.perplexity / factor, found.perplexity * factor
 
     return value
+
+
+def _bars(values: Sequence[_Value]) -> np.ndarray:
+    """How far the intervals reach down and up: [2, N]."""
+    middles, lows, highs = np.array(values).T
+    return np.array([middles - lows, highs - middles])
 
 
 def _draw(
@@ -225,8 +241,8 @@ def _draw(
             axes.errorbar(
                 [a[0] for a, _ in drawn],
                 [b[0] for _, b in drawn],
-                xerr=[a[1] for a, _ in drawn] if any(a[1] for a, _ in drawn) else None,
-                yerr=[b[1] for _, b in drawn],
+                xerr=_bars([a for a, _ in drawn]),
+                yerr=_bars([b for _, b in drawn]),
                 color=_colour(model, names),
                 marker=MARKERS[place % len(MARKERS)],
                 linestyle=LINE_STYLES[place % len(LINE_STYLES)],

@@ -16,7 +16,7 @@ from student_trainer.plots import DPI
 from student_trainer.report import print_table, template
 from student_trainer.report_text import ABSENT, Table
 
-TEXT_WIDTH = 140
+TEXT_WIDTH = 180
 """Columns of table.txt, for the widest table."""
 TITLE = "Evaluation of masked-diffusion language models"
 

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 def run(config: EvaluationConfig) -> EvaluationReport:
     """Evaluates all models.
 
-    Everything that can be found wrong without weights is found before any are loaded.
+    Everything that can be found wrong without weights is found before any model is loaded.
 
     Raises:
         ValueError: an evaluation, a model, the data or a setting that cannot be had.

@@ -35,7 +35,8 @@ def tables(points: Sequence[CurvePoint], scorers: Sequence[tuple[str, str]]) -> 
         points: In reading order.
         scorers: Name and kind of each.
     """
-    return [*(_scored(points, scorer, kind) for scorer, kind in scorers), _details(points)]
+    scored = [_scored(points, scorer, kind) for scorer, kind in scorers]
+    return [*scored, _details(points)]
 
 
 def _scored(points: Sequence[CurvePoint], scorer: str, kind: str) -> Table:

@@ -168,7 +168,9 @@ def default_samplers(info: DenoiserInfo) -> tuple[str, ...]:
 
 
 def default_infilling_sampler(info: DenoiserInfo) -> str:
-    """The in-filling's sampler where none is asked for."""
-    if info.noise == "uniform":
-        return "multinomial"
-    return "low_confidence" if info.attention == "block_causal" else "entropy"
+    """The in-filling's sampler where none is asked for.
+
+    low_confidence deals positions evenly over steps; the schedule of entropy and its like rounds
+    down, so that of as many steps as tokens some are idle and the last one takes several.
+    """
+    return "multinomial" if info.noise == "uniform" else "low_confidence"
