@@ -64,8 +64,8 @@ class EvaluationConfig:
     num_infills: int = 64
     """Spans of each length."""
     infilling_sampler: str | None = None
-    """As one of --samplers; default: low_confidence, multinomial for uniform noise; at temperature 0
-    where it names none."""
+    """As one of --samplers; default: low_confidence, and multinomial for uniform noise. At
+    temperature 0 where it names none."""
     infilling_steps: int = 0
     """Denoising steps; 0 = as many as the span has tokens."""
     seed: int = 1234
