@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
     return save_causal_model(tmp_path_factory.mktemp("causal"), tokenizer)
 
 
-def load(folder, **spec):
+def load(folder):
     return CausalScorer.load(
         parse_model(str(folder)),
         name=f"ar:{folder}",

@@ -29,6 +29,9 @@ from tests.fixtures import block_diffusion, mdlm
 from tests.held_out import held_out_dataset
 from tests.tiny_models import qwen2_config, train_tokenizer
 
+# One process loads three models and two scorers and draws five figures; machines are shared.
+pytestmark = pytest.mark.timeout(300)
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ROOT = Path(__file__).parents[3]
@@ -84,7 +87,7 @@ def outcome(tiny_checkpoint, student, other_family, data, tmp_path_factory):
         | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert result.returncode == 0, result.stderr
