@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from protos import errors
 from student_trainer import demo, precompute, train
 from student_trainer.client import TeacherClient
+from student_trainer.evaluation import command as evaluation_command
 from student_trainer.replicas import RetryPolicy
 from student_trainer.store import command as store_command
 
@@ -21,6 +22,8 @@ _USAGE = """usage: distill COMMAND ...
                                                 store a teacher's targets once, to train from
   store verify|stats|merge STORE ...            look at stores and join them
   demo [--work-dir DIR] [--quick]               the whole job on this machine, with a report
+  evaluate --model PATH_OR_ID ... --data_path ... --output_dir ...
+                                                models on held-out text and on what they write
   describe HOST:PORT                            what a teacher-server offers
 
 `distill COMMAND --help` tells more."""
@@ -51,6 +54,7 @@ _COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "precompute": precompute.main,
     "store": store_command.main,
     "demo": demo.main,
+    "evaluate": evaluation_command.main,
     "describe": describe,
 }
 

@@ -45,7 +45,7 @@ def load_config(arguments: Sequence[str]) -> Config:
     try:
         return pydantic.TypeAdapter(Config).validate_python(_with_sections(values))
     except pydantic.ValidationError as error:
-        raise ConfigError("; ".join(_messages(error))) from error
+        raise ConfigError("; ".join(error_messages(error))) from error
 
 
 def to_yaml(config: Config) -> str:
@@ -58,7 +58,7 @@ def manual() -> str:
     lines = []
     for section, config_class in _SECTIONS.items():
         lines.append(f"{section}: {config_class.__doc__}")
-        docs = _field_docs(config_class)
+        docs = field_docs(config_class)
         for field in dataclasses.fields(config_class):
             kind = _type_name(field.type)
             lines.append(f"  --{section}.{field.name} ({kind}, default {_default(field)})")
@@ -149,7 +149,8 @@ def _with_sections(values: Mapping[str, Mapping[str, object]]) -> dict[str, obje
     return sections
 
 
-def _messages(error: pydantic.ValidationError) -> list[str]:
+def error_messages(error: pydantic.ValidationError) -> list[str]:
+    """What is wrong with each field, in our own words where a check of ours found it."""
     messages = []
     for detail in error.errors():
         place = ".".join(str(part) for part in detail["loc"])
@@ -161,7 +162,7 @@ def _messages(error: pydantic.ValidationError) -> list[str]:
     return messages
 
 
-def _field_docs(config_class: type) -> dict[str, str]:
+def field_docs(config_class: type) -> dict[str, str]:
     """The text under each field, those of the classes it builds on among them."""
     docs: dict[str, str] = {}
     for owner in config_class.__mro__[:-1]:

@@ -16,10 +16,11 @@ from student_trainer.corpus import Corpus, read_sources
 from student_trainer.data import TokenizedDataset
 from student_trainer.demo_plan import DemoPlan
 from student_trainer.demo_runs import Run
-from student_trainer.evaluate import NelboResult, kl_to_teacher, nelbo
-from student_trainer.evaluation_states import EvaluationStates, held_out_states
+from student_trainer.evaluation.agreement import kl_to_teacher
+from student_trainer.evaluation.intervals import paired_difference
+from student_trainer.evaluation.likelihood import NelboResult, nelbo
+from student_trainer.evaluation.states import EvaluationStates, held_out_states
 from student_trainer.infill import FunctionGap, infill, pick_functions
-from student_trainer.intervals import paired_difference
 from student_trainer.report_model import (
     Comparison,
     CurvePoint,

@@ -18,7 +18,7 @@ from masked_diffusion.families import Denoiser
 from masked_diffusion.samplers import SamplerConfig
 from masked_diffusion.sampling import sample
 from student_trainer.corpus import SourceFile
-from student_trainer.evaluate import evaluating
+from student_trainer.evaluation.forwards import evaluating
 
 MIN_STATEMENTS = 3  # one given before the gap, one in it, one after
 MIN_GAP_LINES, MAX_GAP_LINES = 2, 8

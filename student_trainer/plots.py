@@ -59,7 +59,7 @@ def draw_plots(report: DemoReport, folder: Path) -> list[Plot]:
 
 def draw_nelbo(report: DemoReport) -> Figure:
     """Bars of the held-out NELBO beside the student's paired differences."""
-    figure, (left, right) = _panels(height=2.9)
+    figure, (left, right) = panels(height=2.9)
     for place, model in enumerate(report.models):
         mean, ci95 = model.nelbo.mean, model.nelbo.ci95
         left.barh(place, mean, xerr=ci95, color=COLOURS[model.role], height=0.62, capsize=3)
@@ -91,7 +91,7 @@ def draw_nelbo(report: DemoReport) -> Figure:
 
 def draw_curves(report: DemoReport) -> Figure:
     """Training loss against steps and against wall time."""
-    figure, (left, right) = _panels(height=3.6)
+    figure, (left, right) = panels(height=3.6)
     for model in report.models:
         has_ce = all(point.ce is not None for point in model.curve)
         values = np.array(
@@ -118,7 +118,7 @@ def draw_curves(report: DemoReport) -> Figure:
 
 def draw_kl(report: DemoReport) -> Figure:
     """Divergence from the teacher, and agreement with it, by the share of masked tokens."""
-    figure, (left, right) = _panels(height=3.4)
+    figure, (left, right) = panels(height=3.4)
     for model in report.models:
         if model.kl_to_teacher is None:
             continue
@@ -150,7 +150,7 @@ def draw_time(report: DemoReport) -> Figure:
     """Wall time of each training, split into own work and waiting for the teacher."""
     figure = Figure(figsize=(9.2, 2.7), layout="constrained")
     axes = figure.subplots()
-    _tidy(axes)
+    tidy(axes)
     for place, model in enumerate(report.models):
         work_s = model.train_s - model.teacher_wait_s
         axes.barh(place, work_s, color=COLOURS["student"], height=0.6)
@@ -206,15 +206,17 @@ PLOTS: dict[str, tuple[str, str, Callable[[DemoReport], Figure]]] = {
 }
 
 
-def _panels(*, height: float) -> tuple[Figure, Sequence[Axes]]:
+def panels(*, height: float) -> tuple[Figure, Sequence[Axes]]:
+    """Makes a figure of two panels, tidied."""
     figure = Figure(figsize=(9.2, height), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes in panels:
-        _tidy(axes)
+        tidy(axes)
     return figure, panels
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """Takes away what is no data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)

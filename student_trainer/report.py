@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -42,15 +42,20 @@ def print_tables(report: DemoReport, console: Console) -> None:
     """Prints the verdict and every table."""
     console.print(f"{TITLE}\n", markup=False, style="bold")
     for table in tables(report):
-        console.print(_rich_table(table))
-        if table.note:
-            console.print(table.note, markup=False, style="dim")
-        console.print()
+        print_table(table, console)
     console.print(verdict(report), markup=False, highlight=False)
 
 
-def render_page(report: DemoReport, plots: Sequence[Plot]) -> str:
-    """Renders the page with its images inside it."""
+def print_table(table: Table, console: Console) -> None:
+    """Prints one table, with its note."""
+    console.print(_rich_table(table))
+    if table.note:
+        console.print(table.note, markup=False, style="dim")
+    console.print()
+
+
+def template(name: str) -> Template:
+    """Reads a page's template; a name that it uses and nobody gives is an error."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -58,8 +63,13 @@ def render_page(report: DemoReport, plots: Sequence[Plot]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(name)
+
+
+def render_page(report: DemoReport, plots: Sequence[Plot]) -> str:
+    """Renders the page with its images inside it."""
     images = [(plot, base64.b64encode(plot.path.read_bytes()).decode("ascii")) for plot in plots]
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         title=TITLE,
         report=report,
         verdict=verdict(report),

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from student_trainer.evaluate import KlToTeacher
-from student_trainer.intervals import PairedDifference
+from student_trainer.evaluation.agreement import KlToTeacher
+from student_trainer.evaluation.intervals import PairedDifference
 
 Role = Literal["teacher", "student", "control_same_steps", "control_same_time"]
 ROLE_LABELS: dict[Role, str] = {

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from student_trainer.intervals import PairedDifference
+from student_trainer.evaluation.intervals import PairedDifference
 from student_trainer.report_model import ROLE_LABELS, DemoReport, ModelResult
 
 ABSENT = "-"

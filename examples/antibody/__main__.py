@@ -26,9 +26,10 @@ from protos import errors
 from student_trainer.client import TeacherClient
 from student_trainer.data import load_dataset
 from student_trainer.demo_runs import Run
-from student_trainer.evaluate import NelboResult, kl_to_teacher, nelbo
-from student_trainer.evaluation_states import EvaluationStates, held_out_states
-from student_trainer.intervals import paired_difference
+from student_trainer.evaluation.agreement import kl_to_teacher
+from student_trainer.evaluation.intervals import paired_difference
+from student_trainer.evaluation.likelihood import NelboResult, nelbo
+from student_trainer.evaluation.states import EvaluationStates, held_out_states
 from student_trainer.teacher_process import TeacherProcess
 
 GERMLINES = (

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from student_trainer.evaluate import KlToTeacher
-from student_trainer.intervals import PairedDifference
+from student_trainer.evaluation.agreement import KlToTeacher
+from student_trainer.evaluation.intervals import PairedDifference
 
 
 @dataclass(frozen=True, kw_only=True)

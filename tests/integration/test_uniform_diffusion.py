@@ -17,8 +17,9 @@ from protos import teacher_pb2 as pb
 from student_trainer import train, wire
 from student_trainer.client import TeacherClient
 from student_trainer.data import TokenizedDataset, load_dataset
-from student_trainer.evaluate import kl_to_teacher, nelbo
-from student_trainer.evaluation_states import held_out_states
+from student_trainer.evaluation.agreement import kl_to_teacher
+from student_trainer.evaluation.likelihood import nelbo
+from student_trainer.evaluation.states import held_out_states
 from student_trainer.targets import to_tensor
 from tests import training
 from tests.servers import RunningServer, serve

@@ -15,8 +15,8 @@ from student_trainer.client import TeacherClient
 from student_trainer.config import TrainConfig
 from student_trainer.data import Chunking, TokenizedDataset, tokenize_documents
 from student_trainer.documents import Document
-from student_trainer.evaluate import nelbo
-from student_trainer.evaluation_states import held_out_states
+from student_trainer.evaluation.likelihood import nelbo
+from student_trainer.evaluation.states import held_out_states
 from student_trainer.objective import DistillationObjective
 from student_trainer.states import BatchReader, MicroStep, NoisedStates, StateBatch
 from student_trainer.student import StudentSpec, build_student

@@ -10,7 +10,7 @@ from tests.servers import serve
 def test_help_names_every_command(flag, capsys):
     assert cli.main([flag]) == 0
     shown = capsys.readouterr().out
-    for command in ("train", "precompute", "store", "demo", "describe"):
+    for command in ("train", "precompute", "store", "demo", "evaluate", "describe"):
         assert f"\n  {command} " in shown
 
 
@@ -22,7 +22,8 @@ def test_no_command_is_a_misuse(capsys):
 def test_an_unknown_command_is_refused_with_the_known_ones(capsys):
     assert cli.main(["destill"]) == cli.EXIT_MISUSED
     assert capsys.readouterr().err == (
-        "distill: unknown command 'destill'; known: train, precompute, store, demo, describe\n"
+        "distill: unknown command 'destill'; known: train, precompute, store, demo, evaluate, "
+        "describe\n"
     )
 
 

@@ -10,8 +10,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from student_trainer.evaluate import KlBin, KlToTeacher
-from student_trainer.intervals import PairedDifference
+from student_trainer.evaluation.agreement import KlBin, KlToTeacher
+from student_trainer.evaluation.intervals import PairedDifference
 from student_trainer.report import write_report
 from student_trainer.report_model import (
     Comparison,
@@ -41,11 +41,21 @@ def kl_to_teacher(base):
             kl_nats=base + 0.0123 * index,
             top1_agreement=0.9 - 0.05 * index,
             num_positions=1000 * (index + 1),
+            num_sequences=48,
+            kl_ci95=0.01,
+            top1_ci95=0.02,
         )
         for index in range(8)
     ]
     overall = KlBin(
-        t_low=0, t_high=1, kl_nats=base + 0.0517, top1_agreement=0.7125, num_positions=36_000
+        t_low=0,
+        t_high=1,
+        kl_nats=base + 0.0517,
+        top1_agreement=0.7125,
+        num_positions=36_000,
+        num_sequences=384,
+        kl_ci95=0.005,
+        top1_ci95=0.01,
     )
     return KlToTeacher(bins=bins, overall=overall)
 

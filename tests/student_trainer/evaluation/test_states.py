@@ -7,7 +7,7 @@ import torch
 
 from student_trainer.data import Chunking, tokenize_documents
 from student_trainer.documents import Document
-from student_trainer.evaluation_states import held_out_states
+from student_trainer.evaluation.states import held_out_states
 from tests.tiny_models import PYTHON_SOURCES
 
 
@@ -75,5 +75,5 @@ def test_states_depend_on_the_seed_alone(dataset, info):
 
 
 def test_more_sequences_than_there_are_is_an_error(dataset, info):
-    with pytest.raises(ValueError, match=f"num_sequences=1000 .* {len(dataset)} available"):
+    with pytest.raises(ValueError, match=f"1000 held-out .* {len(dataset)} available"):
         held_out_states(dataset, denoiser_info=info, num_sequences=1000, seed=1)

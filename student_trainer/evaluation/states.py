@@ -1,5 +1,6 @@
 """Evaluation states: held-out sequences under fixed masks, the same for every model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ class EvaluationStates:
     xt_BL: Tensor
     masked_BL: Tensor
     """Positions that are measured: the masked ones, or with uniform noise all that may be noise."""
+    maskable_BL: Tensor
+    """Positions that could have been masked: neither prompt nor padding nor special tokens."""
     t_B: Tensor
     """[B] float32: the share of its maskable positions that is masked (or noise), in (0, 1]."""
     lengths_B: Tensor
@@ -43,9 +46,33 @@ def held_out_states(
     With n maskable positions, k of them are masked, and k/n is stratified: over all sequences
     together, and again over the masks of each sequence.
     """
-    rows = _eligible_rows(dataset, denoiser_info, num_sequences, seed)
-    batch = collate(dataset, rows, pad_token_id=_pad_id(denoiser_info))
-    maskable_NL = _maskable(batch, denoiser_info)
+    pad_token_id = _pad_id(denoiser_info)
+
+    def has_something_to_mask(row: int) -> bool:
+        batch = collate(dataset, [row], pad_token_id=pad_token_id)
+        return bool(maskable_in(batch, denoiser_info).any())
+
+    rows = draw_rows(
+        dataset,
+        is_eligible=has_something_to_mask,
+        num_sequences=num_sequences,
+        seed=seed,
+        mend="lower num_sequences or hold out more files",
+    )
+    return states_of(
+        collate(dataset, rows, pad_token_id=pad_token_id),
+        denoiser_info=denoiser_info,
+        seed=seed,
+        masks_per_sequence=masks_per_sequence,
+    )
+
+
+def states_of(
+    batch: SequenceBatch, *, denoiser_info: DenoiserInfo, seed: int, masks_per_sequence: int = 1
+) -> EvaluationStates:
+    """Draws the masks of given sequences, which must each have something to mask."""
+    num_sequences = len(batch.lengths_B)
+    maskable_NL = maskable_in(batch, denoiser_info)
     fractions_NR = _stratified_fractions(num_sequences, masks_per_sequence, seed)
     num_maskable_N = maskable_NL.sum(dim=1)
     # Fraction u of [0, 1) gives k = ceil(u n): each of 1..n is equally likely.
@@ -73,6 +100,7 @@ def held_out_states(
         x0_BL=x0_BL,
         xt_BL=xt_BL,
         masked_BL=masked_BL,
+        maskable_BL=maskable_NL[sequences_B],
         t_B=(num_masked_NR / num_maskable_N[:, None]).flatten(),
         lengths_B=batch.lengths_B[sequences_B],
         sequences_B=sequences_B,
@@ -80,20 +108,31 @@ def held_out_states(
     )
 
 
-def _eligible_rows(
-    dataset: TokenizedDataset, info: DenoiserInfo, num_sequences: int, seed: int
+def draw_rows(
+    dataset: TokenizedDataset,
+    *,
+    is_eligible: Callable[[int], bool],
+    num_sequences: int,
+    seed: int,
+    mend: str,
 ) -> list[int]:
-    """Draws sequences that have something to mask, without replacement."""
+    """Draws sequences without replacement, from the seed alone.
+
+    Args:
+        mend: What to do where too few are eligible, for the error.
+
+    Raises:
+        ValueError: fewer than `num_sequences` are eligible.
+    """
     rows: list[int] = []
     for row in _order(len(dataset), seed, step=0).tolist():
         if len(rows) == num_sequences:
             break
-        if _maskable(collate(dataset, [row], pad_token_id=_pad_id(info)), info).any():
+        if is_eligible(row):
             rows.append(row)
     if len(rows) < num_sequences:
         raise ValueError(
-            f"num_sequences={num_sequences} held-out sequences asked for, {len(rows)} available; "
-            "lower num_sequences or hold out more files"
+            f"{num_sequences} held-out sequences asked for, {len(rows)} available; {mend}"
         )
     return rows
 
@@ -122,7 +161,8 @@ def _lowest(maskable_L: Tensor, num_masked: int, seed: int, row: int, draw: int)
     return torch.zeros_like(maskable_L).index_fill_(0, chosen, True)
 
 
-def _maskable(batch: SequenceBatch, info: DenoiserInfo) -> Tensor:
+def maskable_in(batch: SequenceBatch, info: DenoiserInfo) -> Tensor:
+    """Finds what may be masked: [B, L] bool, neither prompt nor padding nor special tokens."""
     return maskable_positions(
         batch.input_ids_BL,
         lengths_B=batch.lengths_B,

@@ -1,0 +1,1 @@
+"""Evaluation: what a denoiser is worth, measured on held-out text and on what it writes."""
