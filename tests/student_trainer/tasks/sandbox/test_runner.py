@@ -113,8 +113,6 @@ ENDLESS = {
     "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 60))\nwhile True: time.sleep(1)",
     "catches all": "while True:\n  try:\n    while True: pass\n  except BaseException: pass",
     "fork bomb": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
-    "threads": "import threading\nthreading.Thread(target=threading.Event().wait).start()\n"
-    "threading.Event().wait()",
 }
 
 
