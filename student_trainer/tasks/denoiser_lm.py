@@ -1,7 +1,6 @@
 """Our denoisers as a model of lm-eval, by the name `dllm`."""
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Self
 
@@ -10,14 +9,10 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 from masked_diffusion.families import Denoiser
-from student_trainer.tasks.decoding import decoding_of, read_task_request
-from student_trainer.tasks.generation import GenerationRequest, generate
 from student_trainer.tasks.likelihood import Continuation, are_greedy, log_likelihoods
 from student_trainer.tasks.loading import load_model
 from student_trainer.tasks.model_args import LmOptions, read_model_args
-from student_trainer.tasks.prompts import PromptEncoder
-
-logger = logging.getLogger(__name__)
+from student_trainer.tasks.text_denoiser import TextDenoiser
 
 
 @register_model("dllm")
@@ -45,14 +40,11 @@ class DenoiserLM(TemplateLM):
 
     def _set_up(self, denoiser: Denoiser, options: LmOptions) -> None:
         super().__init__()
-        if denoiser.tokenizer is None:
-            raise ValueError(f"{denoiser.info.name} was saved without a tokenizer; tasks need it")
+        self.texts = TextDenoiser(denoiser, options)
         self.denoiser = denoiser
         self.options = options
-        self.tokenizer = denoiser.tokenizer
-        self.prompts = PromptEncoder(denoiser.tokenizer, add_bos_token=options.add_bos_token)
-        limit = denoiser.info.max_length
-        self.max_length = min(options.max_length or limit, limit)
+        self.tokenizer = self.texts.prompts.tokenizer
+        self.max_length = self.texts.max_length
         self._device = denoiser.device
 
     @property
@@ -76,12 +68,12 @@ class DenoiserLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: object
     ) -> list[int]:
-        return self.prompts.encode(string, begins=add_special_tokens is not False)
+        return self.texts.prompts.encode(string, begins=add_special_tokens is not False)
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        return self.prompts.apply_chat_template(
+        return self.texts.apply_chat_template(
             chat_history, add_generation_prompt=add_generation_prompt
         )
 
@@ -115,33 +107,10 @@ class DenoiserLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continues contexts, each by one run of a sampler."""
         pairs = [request.args for request in requests]
-        answers = self.generate_texts(pairs)
+        answers = self.texts.generate_texts(pairs)
         for pair, answer in zip(pairs, answers, strict=True):
             self.cache_hook.add_partial("generate_until", pair, answer)
         return answers
-
-    def generate_texts(self, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-        """Continues contexts as their `generation_kwargs` ask and the options say.
-
-        A context that is too long loses its beginning.
-        """
-        options = self.options.generation
-        generation_requests = []
-        for context, asked in requests:
-            decoding = decoding_of(options, read_task_request(asked), self.denoiser.info)
-            room = self.max_length - decoding.max_new_tokens
-            if room < 1:
-                raise ValueError(
-                    f"max_new_tokens must be below {self.max_length}, the positions of "
-                    f"{self.denoiser.info.name}, got {decoding.max_new_tokens}"
-                )
-            prompt_ids = self._last(self.tok_encode(context), room)
-            generation_requests.append(
-                GenerationRequest(prompt_ids=tuple(prompt_ids), decoding=decoding)
-            )
-        return generate(
-            self.denoiser, generation_requests, seed=options.seed, batch_size=options.batch_size
-        )
 
     def _score(self, continuations: Sequence[Continuation]) -> list[tuple[float, bool]]:
         """Scores continuations, of which an empty one is certain."""
@@ -161,29 +130,24 @@ class DenoiserLM(TemplateLM):
         if context:
             context_ids, ids = self._encode_pair(context, text)
         else:
-            context_ids = list(self.prompts.prefix_ids)
-            ids = self.prompts.encode(text, begins=False)
+            context_ids = list(self.texts.prompts.prefix_ids)
+            ids = self.texts.prompts.encode(text, begins=False)
             if ids[:1] == context_ids:
                 ids = ids[1:]
         room = max(self.max_length - len(ids), 0)
-        return Continuation(context_ids=tuple(self._last(context_ids, room)), ids=tuple(ids))
+        return Continuation(
+            context_ids=tuple(self.texts.keep_last(context_ids, room)), ids=tuple(ids)
+        )
 
     def _pieces(self, text: str) -> list[Continuation]:
-        ids = tuple(self.prompts.encode(text, begins=False))
+        ids = tuple(self.texts.prompts.encode(text, begins=False))
         pieces = []
-        context_ids = self.prompts.prefix_ids
+        context_ids = self.texts.prompts.prefix_ids
         while ids:
             room = self.max_length - len(context_ids)
             pieces.append(Continuation(context_ids=context_ids, ids=ids[:room]))
             context_ids, ids = ids[room - 1 : room], ids[room:]
         return pieces
-
-    def _last(self, ids: list[int], room: int) -> list[int]:
-        if len(ids) > room:
-            logger.warning(
-                "cut num_tokens=%d max_tokens=%d: a context loses its start", len(ids), room
-            )
-        return ids[len(ids) - min(room, len(ids)) :]
 
     def _loglikelihood_tokens(self, requests: object, **kwargs: object) -> list[tuple[float, bool]]:
         raise NotImplementedError("loglikelihood is answered whole")

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from masked_diffusion.families import Denoiser
+from student_trainer.tasks.model_args import LmOptions
 from student_trainer.tasks.scores import TaskScore
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
-
-    from student_trainer.tasks.denoiser_lm import DenoiserLM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +44,35 @@ class UnsafeTaskError(ValueError):
 
 
 def run_harness_tasks(
-    lm: "DenoiserLM", task_names: Sequence[str], options: HarnessOptions
+    denoiser: Denoiser,
+    lm_options: LmOptions,
+    task_names: Sequence[str],
+    options: HarnessOptions,
 ) -> HarnessResult:
     """Runs tasks and groups of lm-eval by their names.
+
+    Args:
+        denoiser: In evaluation mode, with a tokenizer.
+        lm_options: How it generates and scores.
+        task_names: Of tasks, groups and tags.
+        options: How they are put.
 
     Raises:
         UnsafeTaskError: a task that runs programs; those of ours, in a sandbox, go by
             `code_tasks.CODE_TASKS`.
-        ValueError: an unknown task.
+        ValueError: an unknown task, or lm-eval is not installed.
     """
-    from lm_eval import simple_evaluate  # noqa: PLC0415
+    try:
+        from lm_eval import simple_evaluate  # noqa: PLC0415
+    except ImportError as error:
+        raise ValueError(
+            f"task {task_names[0]!r} is lm-eval's, which is not installed: "
+            "pip install 'dllm-distill[lm-eval]'"
+        ) from error
+    # Only where lm-eval is there.
+    from student_trainer.tasks.denoiser_lm import DenoiserLM  # noqa: PLC0415
 
+    lm = DenoiserLM.of(denoiser, lm_options)
     manager = _task_manager(task_names, options.include_path)
     unknown = [name for name in task_names if name not in manager.all_tasks]
     if unknown:
