@@ -50,8 +50,10 @@ class CodeTaskOptions:
             raise ValueError(
                 f"k must lie in [1, num_samples={self.num_samples}], got {list(self.k)}"
             )
-        if self.num_workers < 1:
-            raise ValueError(f"num_workers must be at least 1, got {self.num_workers}")
+        for name in ("num_workers", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         unknown = [name for name in self.data if name not in CODE_TASKS]
         if unknown:
             raise ValueError(
@@ -101,13 +103,8 @@ def run_code_task(texts: TextDenoiser, name: str, options: CodeTaskOptions) -> C
         ValueError: an unknown task, unusable data, or programs were not confirmed.
         SandboxError: no isolation that is accepted, or a sandbox that broke.
     """
-    if name not in CODE_TASKS:
-        raise ValueError(f"unknown code task {name!r}; known: {', '.join(CODE_TASKS)}")
-    require_confirmation(name, options)
-    # First of all: hours of sampling are not to end in a sandbox that cannot be had.
-    isolation = find_isolation(accept_weaker=options.accept_weaker_isolation)
+    isolation, problems = prepare_code_task(name, options)
     task = CODE_TASKS[name]
-    problems = _problems(task, options, path=options.data.get(name))
     logger.info("asking task=%s num_problems=%d isolation=%s", name, len(problems), isolation)
     answers = _ask(texts, task, problems, options)
     solved = tuple(_solve(problems, answers, options, isolation))
@@ -121,17 +118,22 @@ def run_code_task(texts: TextDenoiser, name: str, options: CodeTaskOptions) -> C
     )
 
 
-def require_confirmation(name: str, options: CodeTaskOptions) -> None:
-    """Refuses a code task whose programs nobody has agreed to run.
+def prepare_code_task(name: str, options: CodeTaskOptions) -> tuple[Isolation, list[Problem]]:
+    """Finds out all that could hinder a task before hours of sampling are spent on it.
 
     Raises:
-        ValueError: saying how to agree.
+        ValueError: an unknown task, unusable data, or programs were not confirmed.
+        SandboxError: no isolation that is accepted.
     """
+    if name not in CODE_TASKS:
+        raise ValueError(f"unknown code task {name!r}; known: {', '.join(CODE_TASKS)}")
     if not options.confirm_run_unsafe_code:
         raise ValueError(
             f"task {name} runs programs that the denoiser writes; give --confirm_run_unsafe_code "
             "to let them run, in a sandbox"
         )
+    isolation = find_isolation(accept_weaker=options.accept_weaker_isolation)
+    return isolation, _problems(CODE_TASKS[name], options, path=options.data.get(name))
 
 
 def _problems(task: CodeTask, options: CodeTaskOptions, *, path: str | None) -> list[Problem]:

@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from student_trainer.tasks.code_tasks import CodeTaskOptions
 from student_trainer.tasks.harness import HarnessOptions
 from student_trainer.tasks.run import TasksOptions
@@ -120,11 +122,13 @@ def table(scores: Sequence[TaskScore]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """What json.dumps asks for a value that it does not know: a dataclass, or its text."""
+    """Answers json.dumps for a value that it does not know: its parts, its number or its text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, Mapping):
         return dict(value)
+    if isinstance(value, np.generic):
+        return value.item()
     return str(value)
 
 

@@ -8,7 +8,7 @@ from masked_diffusion.families import Denoiser
 from student_trainer.tasks.code_tasks import (
     CodeTaskOptions,
     CodeTaskResult,
-    require_confirmation,
+    prepare_code_task,
     run_code_task,
 )
 from student_trainer.tasks.harness import HarnessOptions, HarnessResult, run_harness_tasks
@@ -64,7 +64,7 @@ def run_tasks(
     code_names = [name for name in task_names if name in CODE_TASKS]
     harness_names = [name for name in task_names if name not in CODE_TASKS]
     for name in code_names:
-        require_confirmation(name, options.code)
+        prepare_code_task(name, options.code)
     harness = None
     if harness_names:
         harness = run_harness_tasks(denoiser, lm_options, harness_names, options.harness)

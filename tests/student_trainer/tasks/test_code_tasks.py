@@ -111,6 +111,7 @@ def test_nothing_is_asked_before_it_is_confirmed(texts, data, monkeypatch):
         ({"k": (2,)}, r"k must lie in \[1, num_samples=1\], got \[2\]"),
         ({"k": ()}, "k must lie in"),
         ({"num_workers": 0}, "num_workers must be at least 1"),
+        ({"limit": 0}, "limit must be at least 1"),
         ({"data": {"humanevil": "x"}}, "unknown task 'humanevil'; known: humaneval"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -102,3 +103,10 @@ def test_files_that_cannot_be_read_are_refused(tmp_path, text, message):
 
     with pytest.raises(ValueError, match=message):
         read_rows(CODE_TASKS["humaneval"], str(path))
+
+
+def test_a_data_set_that_cannot_be_had_is_told():
+    task = replace(CODE_TASKS["humaneval"], hub_id="nobody/has-no-such-problems")
+
+    with pytest.raises(ValueError, match=r"nobody/has-no-such-problems cannot be had.*--code_data"):
+        read_rows(task, None)
