@@ -41,13 +41,9 @@ def _file_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _hub_rows(task: CodeTask) -> list[dict[str, Any]]:
-    try:
-        import datasets  # noqa: PLC0415
-    except ImportError as error:
-        raise ValueError(
-            "problems of the hub need `datasets`: pip install 'dllm-distill[lm-eval]', or give a "
-            "file with --code_data"
-        ) from error
+    # Seconds to import, and not needed for files.
+    import datasets  # noqa: PLC0415
+
     try:
         parts = [
             datasets.load_dataset(task.hub_id, task.hub_config, split=split)
