@@ -35,7 +35,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 }
 """The extras that are installed where a package runs."""
 
-OPTIONAL = frozenset({"bitsandbytes", "peft", "pyarrow", "torchao", "wandb"})
+OPTIONAL = frozenset({"bitsandbytes", "lm_eval", "peft", "pyarrow", "torchao", "wandb"})
 """Imported where it is needed, with an error that says how to install it."""
 
 DEVELOPMENT_FILES = frozenset({"protos/generate.py"})
