@@ -95,7 +95,7 @@ def refused(capsys, data, settings, tmp_path):
         ),
         (
             {"distill.use_stored_logits": True},
-            ["distill.use_stored_logits must be false", "distill.teacher_address"],
+            ["distill.stored_logits_path must be a folder or URL", "got None"],
         ),
         (
             {"distill.teacher_address": None, "distill.teacher_model_path": None},

@@ -293,10 +293,10 @@ def test_the_sections_own_checks_speak_for_themselves():
     assert refusal("--train.output_dir=out") == "data.train_path must be given, got ''"
 
 
-def test_stored_targets_are_refused_with_what_to_do_instead():
+def test_stored_targets_without_their_folder_are_refused():
     found = refusal(*REQUIRED, ADDRESS, "--distill.use_stored_logits=true")
-    assert "distill.use_stored_logits must be false" in found
-    assert "distill.teacher_address" in found
+    assert "distill.stored_logits_path must be a folder or URL" in found
+    assert "got None" in found
 
 
 # The manual --------------------------------------------------------------------------------------
