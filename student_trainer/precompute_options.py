@@ -95,6 +95,10 @@ def parse(arguments: Sequence[str]) -> PrecomputeOptions:
             "--max_examples and --num_passes are for a data set; a run says itself what it takes "
             "(train.max_steps)"
         )
+    if config.data.streaming:
+        raise config_file.ConfigError(
+            "data.streaming is true, but sequences are stored by the data's index; set it to false"
+        )
     if config.distill.teacher_address and (options.device or options.teacher_config_path):
         raise config_file.ConfigError(
             "--device and --teacher_config_path are for a teacher that is started here; a running "

@@ -48,6 +48,10 @@ def test_every_flag_of_the_original_is_read():
         (["--shard=2/2"], "shard 2/2 is none of the shards 0 to 1"),
         (["--shard=one"], "shard must be i/n"),
         (["--num_pases=2"], "num_pases"),
+        (
+            ["--state_source=noised", "--data.streaming=true", "--train.max_steps=1"],
+            "sequences are stored by the data's index",
+        ),
         (["--num_passes=2"], "--num_passes is for --state_source noised"),
         (["--teacher_address=a:1", "--device=cpu"], "for a teacher that is started here"),
         (

@@ -80,7 +80,7 @@ def test_the_library_reads_a_shard(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_writers_that_are_killed_at_any_moment_lose_the_open_shard_at_most(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.student_trainer.store.killed_writers", str(tmp_path), "8"],
+        [sys.executable, "-m", "tests.student_trainer.store.killed_writers", str(tmp_path), "5"],
         cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
