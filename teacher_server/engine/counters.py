@@ -17,6 +17,8 @@ class EngineCounters:
     """Tokens of all forwards, padding left out."""
     num_padded_tokens: int = 0
     """Tokens of all forwards, padding included."""
+    num_head_positions: int = 0
+    """Positions that the head was applied to."""
     num_shared_forwards: int = 0
     """Forwards with rows of more than one client."""
     num_mixed_forwards: int = 0

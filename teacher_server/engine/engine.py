@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from masked_diffusion.families import Denoiser
 from protos import errors
@@ -15,7 +15,7 @@ from teacher_server.engine.counters import EngineCounters, EngineLoad
 from teacher_server.engine.model_runner import DenoiserLostError, ModelRunner
 from teacher_server.engine.queue import AdmissionQueue
 from teacher_server.engine.sequence import Outcome, Request, Row
-from teacher_server.engine.step import DenoisingStep
+from teacher_server.engine.step import DenoisingStep, ForwardFailedError
 from teacher_server.engine.stream import StreamEnd
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class Engine:
         """Those whose streams are read; they outlive their rows while the reader is behind."""
         self._served_tokens: dict[str, float] = {}
         self._next_row = 0
+        self._num_held_for = config.hold_until_rows
         self._idle_wait_s = min(_MAX_IDLE_WAIT_S, config.health_interval_s / 4)
         self._stopping = False
         self._proved_s = float("-inf")
@@ -132,7 +133,7 @@ class Engine:
                 self._on_dead(error)
 
     def _round(self) -> None:
-        is_busy = any(
+        is_busy = not self._is_held() and any(
             not row.is_ready or row.request.stream.has_room for row in self._rows.values()
         )
         incoming, closed = self._queue.take(timeout_s=0.0 if is_busy else self._idle_wait_s)
@@ -170,13 +171,25 @@ class Engine:
                 self._end(row, Outcome.DONE)
 
     def _next_batch(self) -> list[Row]:
+        if self._is_held():
+            return []
         batch = next_batch(
             (row for row in self._rows.values() if row.is_ready and row.request.stream.has_room),
             served_tokens=self._served_tokens,
             max_batch_tokens=self._config.max_batch_tokens,
-            max_padding_fraction=self._config.max_padding_fraction,
+            max_padding_fraction=None
+            if self._runner.packs_rows
+            else self._config.max_padding_fraction,
         )
         return batch[:1] if self._config.deterministic else self._fit_output(batch)
+
+    def _is_held(self) -> bool:
+        """Whether `hold_until_rows` keeps the batcher waiting; ends when so many rows are there."""
+        if not self._rows:
+            self._num_held_for = self._config.hold_until_rows
+        if len(self._rows) >= self._num_held_for:
+            self._num_held_for = 0
+        return self._num_held_for > 0
 
     def _fit_output(self, batch: list[Row]) -> list[Row]:
         """Cuts a batch whose targets alone outgrow what all streams may hold: LOGITS can."""
@@ -191,9 +204,20 @@ class Engine:
         started_s = time.monotonic()
         for row in batch:
             self._served_tokens[row.request.client_id] += row.length * row.forwards_per_step
-        with self._failing(batch, "the forward"):
-            self._step.run(batch)
-            self._proved_s = time.monotonic()
+        left = [batch]
+        while left:
+            part = left.pop()
+            with self._failing(part, "the step"):
+                try:
+                    self._step.run(part)
+                except ForwardFailedError as error:
+                    # One row may be all that is wrong with it, or its size: halves find out.
+                    if len({row.request for row in part}) == 1:
+                        self._fail(part, f"the forward failed: {error}")
+                    else:
+                        left += [part[: len(part) // 2], part[len(part) // 2 :]]
+                else:
+                    self._proved_s = time.monotonic()
         self.counters.busy_s += time.monotonic() - started_s
 
     @contextlib.contextmanager
@@ -204,10 +228,13 @@ class Engine:
         except DenoiserLostError:
             raise
         except Exception as error:
-            logger.exception("failed what=%r rows=%d", what, len(rows))
-            failure = errors.EngineError(f"{what} failed: {type(error).__name__}: {error}")
-            for request in {row.request for row in rows}:
-                self._end_request(request, Outcome.FAILED, failure)
+            self._fail(rows, f"{what} failed: {type(error).__name__}: {error}")
+
+    def _fail(self, rows: Sequence[Row], message: str) -> None:
+        """Ends the rows' requests; called where the cause is being handled."""
+        logger.exception("failed rows=%d", len(rows))
+        for request in {row.request for row in rows}:
+            self._end_request(request, Outcome.FAILED, errors.EngineError(message))
 
     def _expire(self) -> None:
         now_s = time.monotonic()

@@ -116,6 +116,16 @@ class Row:
         return len(self.x_L)
 
     @property
+    def client_id(self) -> str:
+        """Who asked for it."""
+        return self.request.client_id
+
+    @property
+    def deadline_s(self) -> float:
+        """Monotonic time at which whoever waits stops waiting."""
+        return self.request.deadline_s
+
+    @property
     def guidance_scale(self) -> float:
         """Of classifier-free guidance; 0 = none."""
         return 0.0 if self.request.sampler is None else self.request.sampler.guidance_scale

@@ -133,7 +133,7 @@ def test_a_failed_forward_fails_its_requests_alone(denoiser: ControlledDenoiser)
     denoiser.poison_id = 7
     clean = [np.where(state == 7, 8, state) for state in _states(denoiser, 3)]
     poisoned = [np.full(LENGTH * 2, 7, dtype=np.int32), *clean[:1]]
-    with run_engine(denoiser, max_padding_fraction=0.0) as run:
+    with run_engine(denoiser) as run:
         _holding(denoiser, run)
         failing = run.score(poisoned, client_id="failing")
         others = run.score(clean, client_id="others")
@@ -145,11 +145,28 @@ def test_a_failed_forward_fails_its_requests_alone(denoiser: ControlledDenoiser)
         assert (len(targets), other_error) == (3, None)
         assert len(run.read(run.score(clean))[0]) == 3
         run.assert_nothing_is_left()
-        outcomes = run.outcomes()
-        assert outcomes.pop("failed") + outcomes.pop("done") == 1 + 2 + 3 + 3
-        assert not outcomes
+        # All five rows shared the forward that failed first.
+        assert max(len(batch) for batch in denoiser.batches) == 5
+        assert run.outcomes() == {"failed": 2, "done": 1 + 3 + 3}
         assert run.engine.load().healthy
         assert not run.deaths
+
+
+def test_held_until_enough_rows_wait_the_batches_are_exact(denoiser: ControlledDenoiser) -> None:
+    """Fair order: the clients by name while both were served nothing, then by what they got."""
+    with run_engine(denoiser, hold_until_rows=5, max_batch_tokens=40) as run:
+        one = run.score(_states(denoiser, 3, length=10), client_id="one")
+        wait_until(lambda: run.engine.load().num_waiting_rows == 3)
+        two = run.score(_states(denoiser, 2, length=20), client_id="two")
+        for request in (one, two):
+            assert run.read(request)[2] is None
+        lengths = [(batch != 0).sum(-1).sort().values.tolist() for batch in denoiser.batches]
+        assert lengths == [[10, 10, 20], [10, 20]]
+        # Without work it waits again.
+        assert not denoiser.batches[2:]
+        again = run.score(_states(denoiser, 5, length=8), client_id="one")
+        assert len(run.read(again)[0]) == 5
+        assert [len(batch) for batch in denoiser.batches[2:]] == [5]
 
 
 def test_a_dead_engine_fails_what_it_holds_and_refuses_the_rest(

@@ -357,7 +357,7 @@ def test_counters_tell_rows_tokens_padding_positions_and_bytes(bench: _Bench) ->
     counters, lengths = bench.counters, [len(state) for state in states]
     assert (counters.num_forwards, counters.num_forward_rows) == (1, len(states))
     assert counters.num_forward_tokens == sum(lengths)
-    assert counters.num_padded_tokens == len(states) * max(lengths)
+    assert counters.num_padded_tokens == sum(lengths)  # packed
     num_masked = sum(int((state == bench.denoiser.info.mask_token_id).sum()) for state in states)
     assert counters.num_target_positions == request.num_target_positions == num_masked
     assert counters.num_payload_bytes == request.stream.pending_bytes
