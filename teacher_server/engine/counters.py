@@ -10,6 +10,8 @@ class EngineCounters:
     """Totals since the start. admitted = the four outcomes + rows live or waiting."""
 
     num_admitted_rows: int = 0
+    num_joined_rows: int = 0
+    """Admitted rows that another row of the same content ran for."""
     outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
     num_forwards: int = 0
     num_forward_rows: int = 0

@@ -17,6 +17,7 @@ from teacher_server.engine.queue import AdmissionQueue
 from teacher_server.engine.sequence import Outcome, Request, Row
 from teacher_server.engine.step import DenoisingStep, ForwardFailedError
 from teacher_server.engine.stream import StreamEnd
+from teacher_server.engine.twins import Twins
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Engine:
         )
         self._queue = AdmissionQueue(max_tokens=config.max_queue_tokens)
         self._rows: dict[int, Row] = {}  # by order of arrival
+        self._twins = Twins()
         self._open_requests: set[Request] = set()
         """Those whose streams are read; they outlive their rows while the reader is behind."""
         self._served_tokens: dict[str, float] = {}
@@ -104,7 +106,7 @@ class Engine:
     def load(self) -> EngineLoad:
         """The load at this moment; cheap."""
         rows = list(self._rows.values())
-        live = sum(1 for row in rows if row.num_forwards)
+        live = sum(1 for row in rows if (row.leader or row).num_forwards)
         return EngineLoad(
             num_live_rows=live,
             num_waiting_rows=len(rows) - live,
@@ -134,7 +136,7 @@ class Engine:
 
     def _round(self) -> None:
         is_busy = not self._is_held() and any(
-            not row.is_ready or row.request.stream.has_room for row in self._rows.values()
+            not row.is_ready or _has_room(row) for row in self._leading()
         )
         incoming, closed = self._queue.take(timeout_s=0.0 if is_busy else self._idle_wait_s)
         self._admit(incoming)
@@ -163,18 +165,27 @@ class Engine:
                 row.order = self._next_row
                 self._rows[row.order] = row
                 self._next_row += 1
+                self.counters.num_joined_rows += self._twins.join(row)
+
+    def _leading(self) -> list[Row]:
+        """The rows that run: not those that another one runs for."""
+        return [row for row in self._rows.values() if row.leader is None]
 
     def _seek(self) -> None:
-        seeking = [row for row in self._rows.values() if not row.is_ready]
+        seeking = [row for row in self._leading() if not row.is_ready]
         with self._failing(seeking, "the sampler"):
             for row in self._step.seek(seeking):
-                self._end(row, Outcome.DONE)
+                for reader in reversed(row.readers):
+                    self._end(reader, Outcome.DONE)
 
     def _next_batch(self) -> list[Row]:
         if self._is_held():
             return []
+        for row in self._leading():
+            if row.twins:
+                self._twins.part(row)
         batch = next_batch(
-            (row for row in self._rows.values() if row.is_ready and row.request.stream.has_room),
+            (row for row in self._leading() if row.is_ready and _has_room(row)),
             served_tokens=self._served_tokens,
             max_batch_tokens=self._config.max_batch_tokens,
             max_padding_fraction=None
@@ -233,7 +244,7 @@ class Engine:
     def _fail(self, rows: Sequence[Row], message: str) -> None:
         """Ends the rows' requests; called where the cause is being handled."""
         logger.exception("failed rows=%d", len(rows))
-        for request in {row.request for row in rows}:
+        for request in {reader.request for row in rows for reader in row.readers}:
             self._end_request(request, Outcome.FAILED, errors.EngineError(message))
 
     def _expire(self) -> None:
@@ -257,6 +268,7 @@ class Engine:
         """The one way out for a row."""
         request = row.request
         del self._rows[row.order]
+        self._twins.leave(row)
         request.rows.remove(row)
         self._step.forget(row)
         self.counters.outcomes[outcome] += 1
@@ -281,10 +293,17 @@ class Engine:
     def _backlog_s(self, rows: list[Row]) -> float:
         speed = self.counters.tokens_per_s
         left = sum(
-            row.length * row.forwards_per_step * max(1, row.num_steps - row.step) for row in rows
+            row.length * row.forwards_per_step * max(1, row.num_steps - row.step)
+            for row in rows
+            if row.leader is None
         )
         return left / speed if speed else 0.0
 
     def _retry_after_s(self) -> float:
         backlog_s = self._backlog_s(list(self._rows.values()))
         return min(max(backlog_s / 2, 0.1), 30.0) if backlog_s else _DEFAULT_RETRY_AFTER_S
+
+
+def _has_room(row: Row) -> bool:
+    """Whether its readers keep up; all of them do or none, see `Twins.part`."""
+    return row.request.stream.has_room

@@ -250,10 +250,11 @@ class DenoisingStep:
                 distribution=self._distribution(row, head_row, positions_M),
             )
         )
-        self._counters.num_target_positions += len(positions_M)
-        self._counters.num_payload_bytes += len(payload)
-        row.request.num_target_positions += len(positions_M)
-        row.request.stream.put(TargetsReady(row.sequence_id, row.step, payload))
+        for reader in row.readers:
+            self._counters.num_target_positions += len(positions_M)
+            self._counters.num_payload_bytes += len(payload)
+            reader.request.num_target_positions += len(positions_M)
+            reader.request.stream.put(TargetsReady(row.sequence_id, row.step, payload))
 
     def _distribution(
         self, row: Row, head_row: HeadRow, positions_M: np.ndarray
@@ -309,18 +310,18 @@ class DenoisingStep:
 
     def _emit_trajectory(self, row: Row) -> None:
         assert row.unmask_steps_L is not None and row.request.sampler is not None
-        row.request.stream.put(
-            TrajectoryDone(
-                sequence_id=row.sequence_id,
-                token_ids=row.x_L.to(torch.int32).numpy().astype("<i4").tobytes(),
-                unmask_steps=row.unmask_steps_L.astype("<i4").tobytes(),
-                num_forwards=row.num_forwards,
-                num_steps=row.step,
-                num_collected_steps=row.num_collected_steps,
-                revision=self._revision,
-                mask_token_suppressed=row.request.sampler.suppress_mask_token,
-            )
+        done = TrajectoryDone(
+            sequence_id=row.sequence_id,
+            token_ids=row.x_L.to(torch.int32).numpy().astype("<i4").tobytes(),
+            unmask_steps=row.unmask_steps_L.astype("<i4").tobytes(),
+            num_forwards=row.num_forwards,
+            num_steps=row.step,
+            num_collected_steps=row.num_collected_steps,
+            revision=self._revision,
+            mask_token_suppressed=row.request.sampler.suppress_mask_token,
         )
+        for reader in row.readers:
+            reader.request.stream.put(done)
 
     def _row_batch(self, rows: Sequence[Row]) -> RowBatch:
         return RowBatch(

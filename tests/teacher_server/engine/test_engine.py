@@ -27,18 +27,25 @@ def denoiser(tiny_denoiser: Denoiser) -> Iterator[ControlledDenoiser]:
     controlled.allow()
 
 
-def _states(denoiser: Denoiser, count: int, *, length: int = LENGTH) -> list[np.ndarray]:
+def _states(
+    denoiser: Denoiser, count: int, *, length: int = LENGTH, first_seed: int = 0
+) -> list[np.ndarray]:
     return [
         calls.make_state(denoiser.info, length=length, num_masked=length // 2, seed=seed)
-        for seed in range(count)
+        for seed in range(first_seed, first_seed + count)
     ]
 
 
 def _trajectories(
-    denoiser: Denoiser, count: int, *, client_id: str = "client", num_steps: int = 12
+    denoiser: Denoiser,
+    count: int,
+    *,
+    client_id: str = "client",
+    num_steps: int = 12,
+    first_seed: int = 0,
 ) -> pb.SampleTrajectoriesRequest:
     return calls.trajectory_request(
-        _states(denoiser, count),
+        _states(denoiser, count, first_seed=first_seed),
         sampler=pb.SamplerSpec(algorithm=pb.ALGORITHM_ORIGIN, num_steps=num_steps),
         capture=EVERY_STEP,
         client_id=client_id,
@@ -253,7 +260,7 @@ def test_two_clients_share_forwards_and_so_do_scores_and_trajectories(
         _holding(denoiser, run)
         requests = [
             run.sample(_trajectories(denoiser, 3, client_id="one")),
-            run.sample(_trajectories(denoiser, 3, client_id="two")),
+            run.sample(_trajectories(denoiser, 3, client_id="two", first_seed=3)),
             run.score(_states(denoiser, 3), client_id="three"),
         ]
         denoiser.allow()
@@ -286,7 +293,7 @@ def test_clients_take_turns_where_a_forward_holds_one_row(denoiser: ControlledDe
     with run_engine(denoiser, max_batch_tokens=LENGTH) as run:
         _holding(denoiser, run)
         one = run.score(_states(denoiser, 20), client_id="one")
-        two = run.score(_states(denoiser, 20), client_id="two")
+        two = run.score(_states(denoiser, 20, first_seed=20), client_id="two")
         denoiser.allow(11)
         denoiser.wait_held()
         assert len(one.rows) == len(two.rows) == 15
