@@ -53,11 +53,13 @@ class TeacherServer:
         engine_config: EngineConfig,
         limits: LimitsConfig,
         revision: str | None = None,
+        engine_class: type[Engine] = Engine,
     ) -> None:
         """Makes a server that does not listen yet.
 
         Args:
             revision: `weights_digest` of the denoiser; None computes it.
+            engine_class: Another way to schedule, to compare with.
         """
         self._config = config
         self._denoiser = denoiser
@@ -70,7 +72,7 @@ class TeacherServer:
         self.port = 0
         if revision is None:
             revision = checkpoints.weights_digest(denoiser)
-        self.engine = Engine(
+        self.engine = engine_class(
             denoiser, engine_config, revision=revision, on_dead=self._on_engine_death
         )
         self._servicer = TeacherServicer(

@@ -28,6 +28,12 @@ class EngineCounters:
     num_target_positions: int = 0
     num_payload_bytes: int = 0
     forward_s: float = 0.0
+    """Of the denoiser's body; this and the next ones as the CPU sees them."""
+    head_s: float = 0.0
+    encode_s: float = 0.0
+    """Distributions and payloads of what is emitted."""
+    sample_s: float = 0.0
+    """Draws, and the next states."""
     busy_s: float = 0.0
     """Time in steps: forward, encoding, sampling."""
 

@@ -1,5 +1,6 @@
 """The head over a step's positions, once each: what is emitted and what the sampler decides."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -50,6 +51,7 @@ class HeadPass:
     def __init__(self, runner: ModelRunner, rows: Sequence[HeadRow]) -> None:
         self._runner = runner
         self._rows = rows
+        self.head_s = self.encode_s = 0.0
         needed = [row.needed for row in rows]
         self._hidden_PD = torch.cat(
             [
@@ -79,14 +81,17 @@ class HeadPass:
         """
         if not self.num_positions:
             return
-        start = 0
+        start, began_s = 0, time.monotonic()
         for logits_PV in self._runner.logits_chunks(
             self._hidden_PD, suppress_mask_token=suppress_mask_token
         ):
+            multiplied_s = time.monotonic()
             chunk = slice(start, start + len(logits_PV))
             self._encode(logits_PV, chunk, is_suppressed=suppress_mask_token)
+            self.head_s += multiplied_s - began_s
+            self.encode_s += time.monotonic() - multiplied_s
             yield _select(logits_PV, self._decided_P[chunk])
-            start = chunk.stop
+            start, began_s = chunk.stop, time.monotonic()
 
     def _encode(self, logits_PV: Tensor, chunk: slice, *, is_suppressed: bool) -> None:
         captured_P, spec_P, row_P = (

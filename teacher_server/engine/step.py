@@ -181,6 +181,7 @@ class DenoisingStep:
 
         Scores, and idle steps that were only captured, sample nothing.
         """
+        started_s = time.monotonic()
         head_rows = [
             HeadRow(
                 hidden_LD=hidden_LD,
@@ -199,7 +200,7 @@ class DenoisingStep:
         if config is None or not deciding:
             for _ in head_pass.decided_logits():
                 pass
-            self._emit_captured(rows, head_rows)
+            self._count_times(head_pass, emit_s=self._emit_captured(rows, head_rows))
             return
         sampler, batch = get_sampler(config.algorithm), self._row_batch(deciding)
         decided_BL = _pad(
@@ -212,7 +213,7 @@ class DenoisingStep:
             decided_BL=decided_BL,
             logits_chunks=head_pass.decided_logits(suppress_mask_token=config.suppress_mask_token),
         )
-        self._emit_captured(rows, head_rows)
+        emit_s = self._emit_captured(rows, head_rows)
         x_BL = sampler.update(
             batch,
             config,
@@ -223,11 +224,22 @@ class DenoisingStep:
         )
         for index, row in enumerate(deciding):
             self._advance(row, x_BL[index, : row.length].clone())
+        self._count_times(head_pass, emit_s=emit_s, all_s=time.monotonic() - started_s)
 
-    def _emit_captured(self, rows: Sequence[Row], head_rows: Sequence[HeadRow]) -> None:
+    def _count_times(self, head_pass: HeadPass, *, emit_s: float, all_s: float = 0.0) -> None:
+        """What is neither head nor encoding is sampling, where there is any."""
+        self._counters.head_s += head_pass.head_s
+        self._counters.encode_s += head_pass.encode_s + emit_s
+        left_s = all_s - head_pass.head_s - head_pass.encode_s - emit_s
+        self._counters.sample_s += max(0.0, left_s)
+
+    def _emit_captured(self, rows: Sequence[Row], head_rows: Sequence[HeadRow]) -> float:
+        """Sends the targets; returns the seconds that it took."""
+        started_s = time.monotonic()
         for row, head_row in zip(rows, head_rows, strict=True):
             if row.captures_now:
                 self._emit_targets(row, head_row)
+        return time.monotonic() - started_s
 
     def _emit_targets(self, row: Row, head_row: HeadRow) -> None:
         positions_M = self._positions(row)

@@ -871,7 +871,8 @@ def test_the_load_counts_rows_forwards_tokens_and_bytes(
         assert load.num_forwards == len(denoiser.batches)
         assert load.num_forward_rows == len(states)
         assert load.num_forward_tokens == sum(len(state) for state in states)
-        assert load.num_padded_tokens == sum(batch.numel() for batch in denoiser.batches)
+        # Packed: rows of five lengths, and no padding.
+        assert load.num_padded_tokens == load.num_forward_tokens
         assert load.num_target_positions == sum(len(record.positions) for record in answers.targets)
         assert load.num_payload_bytes == sum(len(payload) for payload in answers.payloads)
         assert load.peak_rss_bytes > 2**20
