@@ -7,7 +7,7 @@ from torch import Tensor
 
 _FIRST_GUESS = 256
 _GROWTH = 8
-_TILE_IDS = 8192
+_TILE_IDS = 1024
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,7 +48,8 @@ def find_cut(
         return None
     num_ids = logits_MV.shape[-1]
     if not has_top_p:
-        kth_M1 = logits_MV.topk(min(top_k or num_ids, num_ids), dim=-1).values[:, -1:]
+        largest = logits_MV.topk(min(top_k or num_ids, num_ids), dim=-1, sorted=False)
+        kth_M1 = largest.values.amin(-1, keepdim=True)
         return Cut(boundary_M1=kth_M1 / temperature, num_equal_M1=None)
     assert top_p is not None
     normalizer_M1 = _logsumexp(logits_MV, temperature)

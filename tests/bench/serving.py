@@ -22,7 +22,7 @@ from tests.bench.processes import Child
 from tests.bench.serving_model import SIZES, ModelSize
 
 NUM_CLIENTS = 8
-_BATCH_TOKENS = (256, 512, 1024, 2048, 4096)
+_BATCH_TOKENS = (352, 704, 1408, 2816, 5632)
 _PARTS = ("forward", "head", "encode", "sample", "other in steps", "between steps")
 
 

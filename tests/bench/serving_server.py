@@ -14,7 +14,7 @@ import torch
 
 from teacher_server.config import EngineConfig, LimitsConfig, ServerConfig
 from teacher_server.engine.engine import Engine
-from teacher_server.server import TeacherServer
+from teacher_server.server import SWITCH_INTERVAL_S, TeacherServer
 from tests.bench import cores, serving_model
 from tests.bench.baselines.request_batching import PaddedQwen2, RequestBatchingEngine
 
@@ -37,6 +37,7 @@ class _PinnedRequestBatching(RequestBatchingEngine, _PinnedEngine):
 def main() -> None:
     """Serves until its standard input ends."""
     options = json.loads(sys.argv[1])
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     _PinnedEngine.allowed_cores = cores.allowed()
     cores.pin(max)
     denoiser = serving_model.build(serving_model.ModelSize(**options["size"]))
