@@ -227,8 +227,8 @@ async def _run(server: TeacherServer, config: ServerConfig) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the server until it is told to stop, or a subcommand; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # Every operation of the engine's thread takes the interpreter's lock anew: it must not wait 5 ms
-    # for it whenever the front is at work.
+    # Every operation of the engine's thread takes the interpreter's lock anew: it must not wait
+    # 5 ms for it whenever the front is at work.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     if list(arguments[:1]) == ["inspect"]:
         return inspect_command.main(arguments[1:])
