@@ -136,7 +136,7 @@ class Engine:
 
     def _round(self) -> None:
         is_busy = not self._is_held() and any(
-            not row.is_ready or _has_room(row) for row in self._leading()
+            not row.is_ready or any(map(_has_room, row.readers)) for row in self._leading()
         )
         incoming, closed = self._queue.take(timeout_s=0.0 if is_busy else self._idle_wait_s)
         self._admit(incoming)
@@ -217,7 +217,10 @@ class Engine:
             self._served_tokens[row.request.client_id] += row.length * row.forwards_per_step
         left = [batch]
         while left:
-            part = left.pop()
+            # A request that failed with one half took its rows in the other along.
+            part = [row for row in left.pop() if row.order in self._rows]
+            if not part:
+                continue
             with self._failing(part, "the step"):
                 try:
                     self._step.run(part)
@@ -305,5 +308,5 @@ class Engine:
 
 
 def _has_room(row: Row) -> bool:
-    """Whether its readers keep up; all of them do or none, see `Twins.part`."""
+    """Whether its own reader keeps up; once twins have parted, those of its twins then do too."""
     return row.request.stream.has_room

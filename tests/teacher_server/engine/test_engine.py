@@ -1,3 +1,4 @@
+import copy
 import time
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ from protos import errors
 from protos import teacher_pb2 as pb
 from teacher_server.engine.model_runner import DenoiserLostError
 from teacher_server.engine.sequence import Request
-from teacher_server.engine.stream import StreamEnd
+from teacher_server.engine.stream import StreamEnd, TargetsReady
 from tests.teacher_server import calls
 from tests.teacher_server.calls import wait_until
 from tests.teacher_server.denoisers import ControlledDenoiser
@@ -386,6 +387,42 @@ def test_a_deterministic_engine_runs_one_row_a_step_and_keeps_every_bit(
                 run.read(other)
         assert {len(batch) for batch in denoiser.batches} == {1}
     assert payloads[0] == payloads[1]
+
+
+def test_fifty_runs_under_different_loads_and_on_a_replica_give_the_same_bytes(
+    denoiser: ControlledDenoiser, tiny_denoiser: Denoiser
+) -> None:
+    message = calls.trajectory_request(
+        _states(denoiser, 2, length=23),
+        sampler=pb.SamplerSpec(
+            algorithm=pb.ALGORITHM_ENTROPY, num_steps=5, temperature=0.8, top_k=20
+        ),
+        targets=pb.TargetSpec(encoding=pb.ENCODING_TOP_K, top_k=8),
+        capture=EVERY_STEP,
+    )
+    random = np.random.default_rng(0)
+
+    def payloads(run: EngineRun, num_others: int) -> list[bytes]:
+        others = [
+            run.score(
+                _states(denoiser, 2, length=int(length), first_seed=int(random.integers(1000))),
+                client_id=f"{length}",
+            )
+            for length in random.integers(5, 60, num_others)
+        ]
+        targets = list[bytes]()
+        request = run.sample(message)
+        while not isinstance(item := run.next_item(request), StreamEnd):
+            targets.append(item.payload if isinstance(item, TargetsReady) else item.token_ids)
+        for other in others:
+            run.read(other)
+        return sorted(targets)
+
+    replica = ControlledDenoiser(copy.deepcopy(tiny_denoiser))
+    with run_engine(replica, deterministic=True) as run:
+        alone = payloads(run, 0)
+    with run_engine(denoiser, deterministic=True) as run:
+        assert all(payloads(run, int(random.integers(0, 6))) == alone for _ in range(50))
 
 
 def test_the_load_tells_rows_tokens_backlog_and_health(denoiser: ControlledDenoiser) -> None:
