@@ -70,6 +70,9 @@ class DenoisingStep:
         for row in finished:
             if row.request.kind == "trajectory":
                 self._emit_trajectory(row)
+            elif not row.num_forwards:
+                nothing = torch.zeros(row.length, self._info.hidden_size)
+                self._emit_targets(row, HeadRow(hidden_LD=nothing, spec=row.request.targets))
         return finished
 
     def run(self, batch: Sequence[Row]) -> None:
@@ -133,7 +136,8 @@ class DenoisingStep:
 
     def _is_over(self, row: Row) -> bool:
         if row.request.kind == "score":
-            return row.num_forwards > 0
+            # Without positions there is nothing that a forward could tell.
+            return row.num_forwards > 0 or row.max_positions == 0
         return row.step >= row.num_steps or not bool(self._open(row).any())
 
     def _open(self, row: Row) -> Tensor:

@@ -140,7 +140,7 @@ def test_a_stalled_row_expires_too(denoiser: ControlledDenoiser) -> None:
 def test_a_failed_forward_fails_its_requests_alone(denoiser: ControlledDenoiser) -> None:
     denoiser.poison_id = 7
     clean = [np.where(state == 7, 8, state) for state in _states(denoiser, 3)]
-    poisoned = [np.full(LENGTH * 2, 7, dtype=np.int32), *clean[:1]]
+    poisoned = [calls.filled_state(denoiser.info, 7, length=2 * LENGTH), *clean[:1]]
     with run_engine(denoiser) as run:
         _holding(denoiser, run)
         failing = run.score(poisoned, client_id="failing")
@@ -200,7 +200,7 @@ def test_a_lost_denoiser_ends_the_engine_in_the_middle_of_a_batch(
     denoiser: ControlledDenoiser,
 ) -> None:
     denoiser.poison_id, denoiser.poison_error = 7, DenoiserLostError
-    poisoned = [np.full(LENGTH, 7, dtype=np.int32)]
+    poisoned = [calls.filled_state(denoiser.info, 7, length=LENGTH)]
     with run_engine(denoiser) as run:
         error = run.read(run.score(poisoned))[2]
         assert isinstance(error, errors.EngineError)

@@ -274,6 +274,19 @@ def test_a_trajectory_without_masks_ends_before_its_first_forward(bench: _Bench)
     assert (done.num_forwards, done.num_steps) == (0, 0)
 
 
+@pytest.mark.parametrize("encoding", [pb.ENCODING_HIDDEN, pb.ENCODING_TOP_K, pb.ENCODING_LOGITS])
+def test_a_state_without_masks_is_answered_without_a_forward(
+    encoding: pb.Encoding, bench: _Bench
+) -> None:
+    state = calls.make_state(bench.denoiser.info, length=9, num_masked=0)
+    request = bench.score([state], targets=pb.TargetSpec(encoding=encoding, top_k=4))
+    assert bench.step.seek(request.rows) == request.rows
+    (record,), done = bench.read(request)
+    assert not done and not bench.denoiser.batches
+    assert (len(record.positions), record.num_forwards) == (0, 0)
+    assert record.state_digest == codec.state_digest(state)
+
+
 def test_a_frozen_mask_stays_and_carries_no_targets(bench: _Bench) -> None:
     start = calls.make_state(bench.denoiser.info, length=9, num_masked=6)
     masked = np.flatnonzero(start == bench.denoiser.info.mask_token_id)

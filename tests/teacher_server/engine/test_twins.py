@@ -179,7 +179,7 @@ def test_one_that_comes_after_the_first_targets_were_sent_runs_by_itself(
 
 def test_twins_fail_together(denoiser: ControlledDenoiser) -> None:
     denoiser.poison_id = 7
-    poisoned = [np.full(LENGTH, 7, dtype=np.int32)]
+    poisoned = [calls.filled_state(denoiser.info, 7, length=LENGTH)]
     with run_engine(denoiser) as run:
         _hold(denoiser, run)
         twins = [run.score(poisoned, client_id=name) for name in ("one", "two")]
