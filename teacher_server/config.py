@@ -26,9 +26,13 @@ class EngineConfig:
     """What one engine may hold and how it forms batches."""
 
     max_batch_tokens: int = 8192
-    """Padded tokens of one denoising step: rows times the longest of them."""
+    """Tokens of one denoising step, padding included."""
     max_padding_fraction: float = 0.1
-    """Share of a batch that may be padding; rows of other lengths wait for the next step."""
+    """Share of a batch that may be padding, where the teacher cannot pack rows without any; rows
+    of other lengths wait for the next step."""
+    hold_until_rows: int = 0
+    """For tests of exact batches: an engine without work waits until so many rows are there. 0
+    waits for nothing."""
     max_queue_tokens: int = 1_048_576
     """Tokens of all admitted rows; a request that does not fit is refused with a retry hint."""
     max_pending_output_bytes: int = 1_073_741_824
@@ -56,7 +60,7 @@ class EngineConfig:
             "max_head_elements",
             "health_interval_s",
         )
-        _require_not_negative(self, "max_cache_bytes")
+        _require_not_negative(self, "max_cache_bytes", "hold_until_rows")
         if not 0 <= self.max_padding_fraction < 1:
             raise ValueError(
                 f"max_padding_fraction must be in [0, 1), got {self.max_padding_fraction}"

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
 EXIT_MISUSED = 2
+SWITCH_INTERVAL_S = 0.0002
+"""How long one of our threads keeps the interpreter while another wants it."""
 _MIN_GRACE_S = 1.0
 _MAX_STEP_S = 60.0
 """Between two forwards, of the work on the first one's results. Other ranks hear of a forward
@@ -53,11 +55,13 @@ class TeacherServer:
         engine_config: EngineConfig,
         limits: LimitsConfig,
         revision: str | None = None,
+        engine_class: type[Engine] = Engine,
     ) -> None:
         """Makes a server that does not listen yet.
 
         Args:
             revision: `weights_digest` of the denoiser; None computes it.
+            engine_class: Another way to schedule, to compare with.
         """
         self._config = config
         self._denoiser = denoiser
@@ -70,7 +74,7 @@ class TeacherServer:
         self.port = 0
         if revision is None:
             revision = checkpoints.weights_digest(denoiser)
-        self.engine = Engine(
+        self.engine = engine_class(
             denoiser, engine_config, revision=revision, on_dead=self._on_engine_death
         )
         self._servicer = TeacherServicer(
@@ -223,6 +227,9 @@ async def _run(server: TeacherServer, config: ServerConfig) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the server until it is told to stop, or a subcommand; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # Every operation of the engine's thread takes the interpreter's lock anew: it must not wait
+    # 5 ms for it whenever the front is at work.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     if list(arguments[:1]) == ["inspect"]:
         return inspect_command.main(arguments[1:])
     options = parse_arguments(arguments)

@@ -1,7 +1,7 @@
 """The denoiser: a masked sequence in, per position the distribution of its token out."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -218,6 +218,25 @@ class Denoiser(nn.Module):
         if self.info.alignment == "aligned":
             return raw_BLD
         return torch.cat([raw_BLD[:, :1], raw_BLD[:, :-1]], dim=1)
+
+    def enable_ragged(self) -> bool:
+        """Lets `ragged_hidden_states` be called from now on; False where the model cannot.
+
+        Changes the name of the attention in the model's config, and nothing that it computes.
+        """
+        return False
+
+    def ragged_hidden_states(self, input_ids_T: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Runs rows that lie one after the other, without padding; aligned as `hidden_states`.
+
+        Args:
+            input_ids_T: [T] int64, the rows' ids.
+            lengths: Of the rows, T in all; neighbours of one length are attended together.
+
+        Returns:
+            [T, D] in the model's dtype.
+        """
+        raise NotImplementedError
 
     def forward(
         self,

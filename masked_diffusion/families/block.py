@@ -68,6 +68,10 @@ class BlockDenoiser(CausalDecoder):
         """The decoder below the head."""
         return cast(PreTrainedModel, cast(Any, self.model).model)
 
+    def enable_ragged(self) -> bool:
+        """Never: such rows attend to all of themselves, with no block's border."""
+        return False
+
     def raw_hidden_states(
         self,
         input_ids_BL: Tensor,

@@ -1,12 +1,12 @@
 """What the decoders share: transformers' own causal classes with the attention opened."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from masked_diffusion.families import document_masks
+from masked_diffusion.families import document_masks, ragged
 from masked_diffusion.families.base import Denoiser
 
 REMOTE_CODE_FIELDS = frozenset({"architectures", "auto_map", "model_type"})
@@ -86,3 +86,18 @@ class CausalDecoder(Denoiser):
             use_cache=False,
         )
         return cast(Tensor, output.last_hidden_state)
+
+    def enable_ragged(self) -> bool:
+        return ragged.enable(self.model)
+
+    def ragged_hidden_states(self, input_ids_T: Tensor, lengths: Sequence[int]) -> Tensor:
+        output = self.model.base_model(
+            input_ids=input_ids_T[None],
+            position_ids=ragged.position_ids(lengths, device=input_ids_T.device)[None],
+            use_cache=False,
+            row_lengths=lengths,
+        )
+        hidden_TD = cast(Tensor, output.last_hidden_state)[0]
+        if self.info.alignment == "aligned":
+            return hidden_TD
+        return hidden_TD[ragged.shifted_rows(lengths, device=hidden_TD.device)]

@@ -28,7 +28,7 @@ class BlockRunner:
         self._caches.drop(row)
 
     @torch.inference_mode()
-    def hidden_states(self, rows: Sequence[Row], needed: Sequence[Tensor]) -> Tensor:
+    def hidden_states(self, rows: Sequence[Row], needed: Sequence[Tensor]) -> list[Tensor]:
         """Runs each row the way it asks for, one forward a kind.
 
         Args:
@@ -36,12 +36,9 @@ class BlockRunner:
             needed: [L] bool of each row: where hidden states are wanted.
 
         Returns:
-            [B, longest, D] aligned hidden states; undefined where not needed.
+            [L, D] aligned hidden states of each row; undefined where not needed.
         """
-        length = max(row.length for row in rows)
-        head = self._denoiser.head_weight
-        shape = (len(rows), length, self._denoiser.info.hidden_size)
-        hidden_BLD = torch.zeros(shape, dtype=head.dtype, device=head.device)
+        hidden: dict[int, Tensor] = {}
         kinds: dict[str, list[int]] = {}
         for index, row in enumerate(rows):
             kinds.setdefault(_kind(row), []).append(index)
@@ -51,8 +48,9 @@ class BlockRunner:
                 part_BLD = self._step([(rows[place], needed[place]) for place in places])
             else:
                 part_BLD = self._score(chosen, two_streams=kind == "two_streams")
-            hidden_BLD[places, : part_BLD.shape[1]] = part_BLD
-        return hidden_BLD
+            for place, part_LD in zip(places, part_BLD, strict=True):
+                hidden[place] = part_LD[: rows[place].length]
+        return [hidden[place] for place in range(len(rows))]
 
     def _score(self, rows: Sequence[Row], *, two_streams: bool) -> Tensor:
         device = self._denoiser.device

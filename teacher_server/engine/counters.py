@@ -10,6 +10,8 @@ class EngineCounters:
     """Totals since the start. admitted = the four outcomes + rows live or waiting."""
 
     num_admitted_rows: int = 0
+    num_joined_rows: int = 0
+    """Admitted rows that another row of the same content ran for."""
     outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
     num_forwards: int = 0
     num_forward_rows: int = 0
@@ -17,6 +19,8 @@ class EngineCounters:
     """Tokens of all forwards, padding left out."""
     num_padded_tokens: int = 0
     """Tokens of all forwards, padding included."""
+    num_head_positions: int = 0
+    """Positions that the head was applied to."""
     num_shared_forwards: int = 0
     """Forwards with rows of more than one client."""
     num_mixed_forwards: int = 0
@@ -24,6 +28,12 @@ class EngineCounters:
     num_target_positions: int = 0
     num_payload_bytes: int = 0
     forward_s: float = 0.0
+    """Of the denoiser's body; this and the next ones as the CPU sees them."""
+    head_s: float = 0.0
+    encode_s: float = 0.0
+    """Distributions and payloads of what is emitted."""
+    sample_s: float = 0.0
+    """Draws, and the next states."""
     busy_s: float = 0.0
     """Time in steps: forward, encoding, sampling."""
 

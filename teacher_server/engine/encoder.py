@@ -1,6 +1,6 @@
 """Distributions at positions, in the encoding that was asked for; on the device until the end."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -9,6 +9,10 @@ from torch import Tensor
 
 from masked_diffusion.families import EXCLUDED_LOGIT
 from protos import codec
+from teacher_server.engine.sequence import TargetSpec
+
+HeadDistribution = codec.TopK | codec.Logits
+"""What only the head can tell."""
 
 TORCH_DTYPES: Mapping[codec.ValueDtype, torch.dtype] = {
     "f32": torch.float32,
@@ -107,8 +111,41 @@ def _kept(log_probs_MV: Tensor, *, top_k: int, top_p: float) -> Tensor:
     return kept_MV.scatter_(1, top_ids_MK, needed_MK)
 
 
-def concatenate(distributions: list[codec.TopK] | list[codec.Logits]) -> codec.TopK | codec.Logits:
-    """Joins the rows of several chunks of positions."""
+def encode_by_head(logits_MV: Tensor, spec: TargetSpec) -> HeadDistribution:
+    """Encodes as a request asks for it; "hidden" needs no head and is not for this."""
+    assert spec.dtype != "bf16"
+    if spec.encoding == "logits":
+        return encode_logits(logits_MV, dtype=spec.dtype)
+    return encode_top_k(
+        logits_MV,
+        top_k=spec.top_k,
+        top_p=spec.top_p,
+        temperatures=spec.temperatures,
+        dtype=spec.dtype,
+    )
+
+
+def rows(distribution: HeadDistribution, start: int, stop: int) -> HeadDistribution:
+    """Some rows of it; shares memory."""
+    if isinstance(distribution, codec.Logits):
+        return codec.Logits(values=_part(distribution.values, start, stop))
+    first, last = distribution.row_offsets[start], distribution.row_offsets[stop]
+    return codec.TopK(
+        row_offsets=distribution.row_offsets[start : stop + 1] - first,
+        token_ids=distribution.token_ids[first:last],
+        log_probs=_part(distribution.log_probs, first, last),
+        temperatures=distribution.temperatures,
+        log_normalizers=distribution.log_normalizers[:, start:stop],
+        tail_log_masses=distribution.tail_log_masses[:, start:stop],
+    )
+
+
+def _part(values: codec.Values, start: int, stop: int) -> codec.Values:
+    return codec.Values(dtype=values.dtype, data=values.data[start:stop])
+
+
+def concatenate(distributions: Sequence[HeadDistribution]) -> HeadDistribution:
+    """Joins the rows of several chunks of positions, all encoded alike."""
     first = distributions[0]
     if len(distributions) == 1:
         return first

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from masked_diffusion.families import Denoiser
 from protos import errors
@@ -15,8 +15,9 @@ from teacher_server.engine.counters import EngineCounters, EngineLoad
 from teacher_server.engine.model_runner import DenoiserLostError, ModelRunner
 from teacher_server.engine.queue import AdmissionQueue
 from teacher_server.engine.sequence import Outcome, Request, Row
-from teacher_server.engine.step import DenoisingStep
+from teacher_server.engine.step import DenoisingStep, ForwardFailedError
 from teacher_server.engine.stream import StreamEnd
+from teacher_server.engine.twins import Twins
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +51,12 @@ class Engine:
         )
         self._queue = AdmissionQueue(max_tokens=config.max_queue_tokens)
         self._rows: dict[int, Row] = {}  # by order of arrival
+        self._twins = Twins()
         self._open_requests: set[Request] = set()
         """Those whose streams are read; they outlive their rows while the reader is behind."""
         self._served_tokens: dict[str, float] = {}
         self._next_row = 0
+        self._num_held_for = config.hold_until_rows
         self._idle_wait_s = min(_MAX_IDLE_WAIT_S, config.health_interval_s / 4)
         self._stopping = False
         self._proved_s = float("-inf")
@@ -103,7 +106,7 @@ class Engine:
     def load(self) -> EngineLoad:
         """The load at this moment; cheap."""
         rows = list(self._rows.values())
-        live = sum(1 for row in rows if row.num_forwards)
+        live = sum(1 for row in rows if (row.leader or row).num_forwards)
         return EngineLoad(
             num_live_rows=live,
             num_waiting_rows=len(rows) - live,
@@ -132,8 +135,8 @@ class Engine:
                 self._on_dead(error)
 
     def _round(self) -> None:
-        is_busy = any(
-            not row.is_ready or row.request.stream.has_room for row in self._rows.values()
+        is_busy = not self._is_held() and any(
+            not row.is_ready or any(map(_has_room, row.readers)) for row in self._leading()
         )
         incoming, closed = self._queue.take(timeout_s=0.0 if is_busy else self._idle_wait_s)
         self._admit(incoming)
@@ -162,21 +165,42 @@ class Engine:
                 row.order = self._next_row
                 self._rows[row.order] = row
                 self._next_row += 1
+                self.counters.num_joined_rows += self._twins.join(row)
+
+    def _leading(self) -> list[Row]:
+        """The rows that run: not those that another one runs for."""
+        return [row for row in self._rows.values() if row.leader is None]
 
     def _seek(self) -> None:
-        seeking = [row for row in self._rows.values() if not row.is_ready]
+        seeking = [row for row in self._leading() if not row.is_ready]
         with self._failing(seeking, "the sampler"):
             for row in self._step.seek(seeking):
-                self._end(row, Outcome.DONE)
+                for reader in reversed(row.readers):
+                    self._end(reader, Outcome.DONE)
 
     def _next_batch(self) -> list[Row]:
+        if self._is_held():
+            return []
+        for row in self._leading():
+            if row.twins:
+                self._twins.part(row)
         batch = next_batch(
-            (row for row in self._rows.values() if row.is_ready and row.request.stream.has_room),
+            (row for row in self._leading() if row.is_ready and _has_room(row)),
             served_tokens=self._served_tokens,
             max_batch_tokens=self._config.max_batch_tokens,
-            max_padding_fraction=self._config.max_padding_fraction,
+            max_padding_fraction=None
+            if self._runner.packs_rows
+            else self._config.max_padding_fraction,
         )
         return batch[:1] if self._config.deterministic else self._fit_output(batch)
+
+    def _is_held(self) -> bool:
+        """Whether `hold_until_rows` keeps the batcher waiting; ends when so many rows are there."""
+        if not self._rows:
+            self._num_held_for = self._config.hold_until_rows
+        if len(self._rows) >= self._num_held_for:
+            self._num_held_for = 0
+        return self._num_held_for > 0
 
     def _fit_output(self, batch: list[Row]) -> list[Row]:
         """Cuts a batch whose targets alone outgrow what all streams may hold: LOGITS can."""
@@ -191,9 +215,23 @@ class Engine:
         started_s = time.monotonic()
         for row in batch:
             self._served_tokens[row.request.client_id] += row.length * row.forwards_per_step
-        with self._failing(batch, "the forward"):
-            self._step.run(batch)
-            self._proved_s = time.monotonic()
+        left = [batch]
+        while left:
+            # A request that failed with one half took its rows in the other along.
+            part = [row for row in left.pop() if row.order in self._rows]
+            if not part:
+                continue
+            with self._failing(part, "the step"):
+                try:
+                    self._step.run(part)
+                except ForwardFailedError as error:
+                    # One row may be all that is wrong with it, or its size: halves find out.
+                    if len({row.request for row in part}) == 1:
+                        self._fail(part, f"the forward failed: {error}")
+                    else:
+                        left += [part[: len(part) // 2], part[len(part) // 2 :]]
+                else:
+                    self._proved_s = time.monotonic()
         self.counters.busy_s += time.monotonic() - started_s
 
     @contextlib.contextmanager
@@ -204,10 +242,13 @@ class Engine:
         except DenoiserLostError:
             raise
         except Exception as error:
-            logger.exception("failed what=%r rows=%d", what, len(rows))
-            failure = errors.EngineError(f"{what} failed: {type(error).__name__}: {error}")
-            for request in {row.request for row in rows}:
-                self._end_request(request, Outcome.FAILED, failure)
+            self._fail(rows, f"{what} failed: {type(error).__name__}: {error}")
+
+    def _fail(self, rows: Sequence[Row], message: str) -> None:
+        """Ends the rows' requests; called where the cause is being handled."""
+        logger.exception("failed rows=%d", len(rows))
+        for request in {reader.request for row in rows for reader in row.readers}:
+            self._end_request(request, Outcome.FAILED, errors.EngineError(message))
 
     def _expire(self) -> None:
         now_s = time.monotonic()
@@ -230,6 +271,7 @@ class Engine:
         """The one way out for a row."""
         request = row.request
         del self._rows[row.order]
+        self._twins.leave(row)
         request.rows.remove(row)
         self._step.forget(row)
         self.counters.outcomes[outcome] += 1
@@ -254,10 +296,17 @@ class Engine:
     def _backlog_s(self, rows: list[Row]) -> float:
         speed = self.counters.tokens_per_s
         left = sum(
-            row.length * row.forwards_per_step * max(1, row.num_steps - row.step) for row in rows
+            row.length * row.forwards_per_step * max(1, row.num_steps - row.step)
+            for row in rows
+            if row.leader is None
         )
         return left / speed if speed else 0.0
 
     def _retry_after_s(self) -> float:
         backlog_s = self._backlog_s(list(self._rows.values()))
         return min(max(backlog_s / 2, 0.1), 30.0) if backlog_s else _DEFAULT_RETRY_AFTER_S
+
+
+def _has_room(row: Row) -> bool:
+    """Whether its own reader keeps up; once twins have parted, those of its twins then do too."""
+    return row.request.stream.has_room

@@ -13,14 +13,14 @@ from teacher_server.engine.sequence import Row
 @torch.inference_mode()
 def hidden_states_of(
     runner: ModelRunner, batch: Sequence[Row], *, times: Sequence[float]
-) -> Tensor:
+) -> list[Tensor]:
     """Runs the rows, and beside them the unconditional states of those with guidance.
 
     Args:
         times: Of each row, in [0, 1].
 
     Returns:
-        [B, longest, D], aligned, padding undefined; of the guided teacher where there is guidance.
+        [L, D] of each row, aligned; of the guided teacher where there is guidance.
     """
     guided = [index for index, row in enumerate(batch) if row.guidance_scale]
     mask_token_id = runner.denoiser.info.mask_token_id
@@ -28,16 +28,12 @@ def hidden_states_of(
         unconditional_states(batch[index].x_L, batch[index].frozen_L, mask_token_id=mask_token_id)
         for index in guided
     ]
-    hidden_BLD = runner.hidden_states(
+    hidden = runner.hidden_states(
         [*(row.x_L for row in batch), *free], times=[*times, *(times[index] for index in guided)]
     )
-    if not guided:
-        return hidden_BLD
-    hidden_BLD, free_GLD = hidden_BLD[: len(batch)], hidden_BLD[len(batch) :]
-    scale_G11 = torch.tensor(
-        [batch[index].guidance_scale for index in guided], device=hidden_BLD.device
-    )[:, None, None]
-    hidden_BLD[guided] = guided_hidden_states(
-        hidden_BLD[guided], free_GLD, guidance_scale=scale_G11
-    )
-    return hidden_BLD
+    hidden, free_hidden = hidden[: len(batch)], hidden[len(batch) :]
+    for index, free_LD in zip(guided, free_hidden, strict=True):
+        hidden[index] = guided_hidden_states(
+            hidden[index], free_LD, guidance_scale=batch[index].guidance_scale
+        )
+    return hidden

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from masked_diffusion.families import Denoiser, padding_mask
+from masked_diffusion.families import EXCLUDED_LOGIT, Denoiser, padding_mask
 
 
 class DenoiserLostError(RuntimeError):
@@ -18,6 +18,8 @@ class ModelRunner:
 
     def __init__(self, denoiser: Denoiser, *, max_head_elements: int) -> None:
         self.denoiser = denoiser
+        self.packs_rows = denoiser.enable_ragged()
+        """Whether rows of any length share a forward without padding."""
         self._max_head_elements = max_head_elements
 
     @property
@@ -25,20 +27,32 @@ class ModelRunner:
         return self.denoiser.head_weight.device
 
     @torch.inference_mode()
-    def hidden_states(self, rows: Sequence[Tensor], *, times: Sequence[float]) -> Tensor:
-        """One forward of rows [L_b] of ids; [B, longest, D], aligned, padding rows undefined.
+    def hidden_states(self, rows: Sequence[Tensor], *, times: Sequence[float]) -> list[Tensor]:
+        """One forward of rows [L_b] of ids; [L_b, D] of each, aligned.
 
         Args:
             times: of each row, in [0, 1]; looked at where the denoiser uses time.
         """
+        if self.packs_rows:
+            return self._packed(rows)
         # Pad ids are never attended to; any valid id serves.
         x_BL = pad_sequence(list(rows), batch_first=True)
         mask_BL = padding_mask(torch.tensor([len(row) for row in rows]), x_BL.shape[1])
-        return self.denoiser.hidden_states(
+        hidden_BLD = self.denoiser.hidden_states(
             x_BL.to(self._device),
             None if mask_BL is None else mask_BL.to(self._device),
             times_B=torch.tensor(times, dtype=torch.float32, device=self._device),
         )
+        return [hidden_LD[: len(row)] for row, hidden_LD in zip(rows, hidden_BLD, strict=True)]
+
+    def _packed(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        # By length: neighbours of one length are attended together.
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        lengths = [len(rows[index]) for index in order]
+        ids_T = torch.cat([rows[index] for index in order]).to(self._device)
+        parts = self.denoiser.ragged_hidden_states(ids_T, lengths).split(lengths)
+        hidden = dict(zip(order, parts, strict=True))
+        return [hidden[index] for index in range(len(rows))]
 
     @torch.inference_mode()
     def logits_chunks(
@@ -49,10 +63,16 @@ class ModelRunner:
         for chunk in hidden_MD.split(rows):
             yield self.denoiser.logits(chunk, suppress_mask_token=suppress_mask_token)
 
+    def without_mask_token(self, logits_MV: Tensor) -> Tensor:
+        """A copy in which the mask id is excluded."""
+        excluded_MV = logits_MV.clone()
+        excluded_MV[:, self.denoiser.info.mask_token_id] = EXCLUDED_LOGIT
+        return excluded_MV
+
     def prove(self) -> None:
         """Runs the smallest real forward; raises whatever it raises."""
         info = self.denoiser.info
         ids = torch.full((min(4, info.max_length),), info.mask_token_id)
-        hidden = self.hidden_states([ids], times=[1.0])
-        if not torch.isfinite(hidden).all():
+        (hidden_LD,) = self.hidden_states([ids], times=[1.0])
+        if not torch.isfinite(hidden_LD).all():
             raise FloatingPointError("the denoiser's forward is not finite")

@@ -1,6 +1,7 @@
 """What the engine holds: requests, and their rows (one sequence at its own step)."""
 
 import enum
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -109,11 +110,40 @@ class Row:
     """True where the present step needs a forward; else the step may turn out to be idle."""
     decided_L: torch.Tensor | None = None
     """[L] bool: where the sampler must decide at this step; None for a score."""
+    content: Hashable = field(default=None, repr=False)
+    """What was asked for; rows of equal content get equal targets."""
+    leader: "Row | None" = field(default=None, repr=False)
+    """The row of the same content that runs for this one too."""
+    twins: list["Row"] = field(default_factory=list, repr=False)
+    """The rows that this one runs for too."""
+
+    @property
+    def readers(self) -> list["Row"]:
+        """Whose streams get what this row gets: itself and its twins."""
+        return [self, *self.twins]
+
+    def take_state_of(self, other: "Row") -> None:
+        """Goes on where a row of the same content stands."""
+        self.x_L, self.unmask_steps_L = other.x_L, other.unmask_steps_L
+        self.step, self.is_ready, self.decided_L = other.step, other.is_ready, other.decided_L
+        self.num_forwards = other.num_forwards
+        self.num_collected_steps = other.num_collected_steps
+        self.state_is_collected = other.state_is_collected
 
     @property
     def length(self) -> int:
         """Tokens of the sequence."""
         return len(self.x_L)
+
+    @property
+    def client_id(self) -> str:
+        """Who asked for it."""
+        return self.request.client_id
+
+    @property
+    def deadline_s(self) -> float:
+        """Monotonic time at which the first of its readers stops waiting."""
+        return min(row.request.deadline_s for row in self.readers)
 
     @property
     def guidance_scale(self) -> float:

@@ -14,13 +14,18 @@ from teacher_server.engine import encoder
 from teacher_server.engine.block_runner import BlockRunner
 from teacher_server.engine.counters import EngineCounters
 from teacher_server.engine.forward import hidden_states_of
-from teacher_server.engine.model_runner import ModelRunner
+from teacher_server.engine.head_pass import HeadPass, HeadRow
+from teacher_server.engine.model_runner import DenoiserLostError, ModelRunner
 from teacher_server.engine.sequence import Row
 from teacher_server.engine.stream import TargetsReady, TrajectoryDone
 
 # Idle steps passed in one go, about a millisecond each for a group of rows.
 _MAX_IDLE_STEPS = 8
 _MAX_GROUP_ROWS = 64
+
+
+class ForwardFailedError(RuntimeError):
+    """The forward of a batch raised. Rows of another batch may fare better."""
 
 
 class DenoisingStep:
@@ -65,22 +70,31 @@ class DenoisingStep:
         for row in finished:
             if row.request.kind == "trajectory":
                 self._emit_trajectory(row)
+            elif not row.num_forwards:
+                nothing = torch.zeros(row.length, self._info.hidden_size)
+                self._emit_targets(row, HeadRow(hidden_LD=nothing, spec=row.request.targets))
         return finished
 
     def run(self, batch: Sequence[Row]) -> None:
-        """Runs one forward for all rows and advances each; every row `is_ready` before."""
+        """Runs one forward for all rows and advances each; every row `is_ready` before.
+
+        Raises:
+            ForwardFailedError: the forward raised; no row has changed.
+        """
         started_s = time.monotonic()
-        hidden_BLD = self._hidden_states(batch)
+        try:
+            hidden = self._hidden_states(batch)
+        except DenoiserLostError:
+            raise
+        except Exception as error:
+            raise ForwardFailedError(f"{type(error).__name__}: {error}") from error
         self._count(batch, time.monotonic() - started_s)
-        for index, row in enumerate(batch):
+        for row in batch:
             row.num_forwards += row.forwards_per_step
             row.request.num_forwards += row.forwards_per_step
-            if row.captures_now:
-                self._emit_targets(row, hidden_BLD[index])
-        # Scores, and idle steps that were only captured, sample nothing.
-        index_of = {id(row): index for index, row in enumerate(batch)}
-        for rows in _groups(row for row in batch if _decides(row)):
-            self._sample(rows, hidden_BLD[[index_of[id(row)] for row in rows]])
+        hidden_of = dict(zip(map(id, batch), hidden, strict=True))
+        for rows in _groups(batch):
+            self._finish(rows, [hidden_of[id(row)] for row in rows])
         for row in batch:
             row.step += 1
             row.is_ready = False
@@ -95,8 +109,8 @@ class DenoisingStep:
         """Bytes of keys and values held for live rows; 0 with full attention."""
         return 0 if self._blocks is None else self._blocks.num_cache_bytes
 
-    def _hidden_states(self, batch: Sequence[Row]) -> Tensor:
-        """[B, longest, D]; with blocks, undefined where neither targets nor sampler look."""
+    def _hidden_states(self, batch: Sequence[Row]) -> list[Tensor]:
+        """[L, D] of each row; with blocks, undefined where neither targets nor sampler look."""
         # The cache has no unconditional stream: guided rows run whole.
         if self._blocks is None or all(row.guidance_scale for row in batch):
             return hidden_states_of(self._runner, batch, times=[self._time(row) for row in batch])
@@ -111,18 +125,19 @@ class DenoisingStep:
             for rows in parts.values()
             for row, hidden_LD in zip(rows, self._hidden_states(rows), strict=True)
         }
-        return _pad([hidden[id(row)] for row in batch], value=0)
+        return [hidden[id(row)] for row in batch]
 
     def _needed(self, row: Row) -> Tensor:
         """[L] bool, where the row's targets are and where its sampler decides."""
         needed_L = torch.zeros(row.length, dtype=torch.bool)
         if row.captures_now:
-            needed_L[torch.from_numpy(self._positions(row).astype(np.int64))] = True
+            needed_L |= self._captured(row)
         return needed_L if row.decided_L is None else needed_L | row.decided_L
 
     def _is_over(self, row: Row) -> bool:
         if row.request.kind == "score":
-            return row.num_forwards > 0
+            # Without positions there is nothing that a forward could tell.
+            return row.num_forwards > 0 or row.max_positions == 0
         return row.step >= row.num_steps or not bool(self._open(row).any())
 
     def _open(self, row: Row) -> Tensor:
@@ -155,21 +170,87 @@ class DenoisingStep:
         counters = self._counters
         counters.num_forwards += 1
         num_rows = sum(row.forwards_per_step for row in batch)
+        num_tokens = sum(row.length * row.forwards_per_step for row in batch)
         counters.num_forward_rows += num_rows
-        counters.num_forward_tokens += sum(row.length * row.forwards_per_step for row in batch)
-        counters.num_padded_tokens += num_rows * max(row.length for row in batch)
+        counters.num_forward_tokens += num_tokens
+        counters.num_padded_tokens += (
+            num_tokens if self._runner.packs_rows else num_rows * max(row.length for row in batch)
+        )
         counters.num_shared_forwards += len({row.request.client_id for row in batch}) > 1
         counters.num_mixed_forwards += len({row.request.kind for row in batch}) > 1
         counters.forward_s += forward_s
 
-    def _emit_targets(self, row: Row, hidden_LD: Tensor) -> None:
+    def _finish(self, rows: Sequence[Row], hidden: Sequence[Tensor]) -> None:
+        """Emits the targets of rows that a sampler takes together, then samples their next states.
+
+        Scores, and idle steps that were only captured, sample nothing.
+        """
+        started_s = time.monotonic()
+        head_rows = [
+            HeadRow(
+                hidden_LD=hidden_LD,
+                captured_L=self._captured(row)
+                if row.captures_now and row.request.targets.encoding != "hidden"
+                else None,
+                spec=row.request.targets,
+                decided_L=row.decided_L,
+            )
+            for row, hidden_LD in zip(rows, hidden, strict=True)
+        ]
+        head_pass = HeadPass(self._runner, head_rows)
+        self._counters.num_head_positions += head_pass.num_positions
+        deciding = [row for row in rows if _decides(row)]
+        config = rows[0].request.sampler
+        if config is None or not deciding:
+            for _ in head_pass.decided_logits():
+                pass
+            self._count_times(head_pass, emit_s=self._emit_captured(rows, head_rows))
+            return
+        sampler, batch = get_sampler(config.algorithm), self._row_batch(deciding)
+        decided_BL = _pad(
+            [row.decided_L for row in deciding if row.decided_L is not None], value=False
+        )
+        decisions = decide(
+            sampler,
+            batch,
+            config,
+            decided_BL=decided_BL,
+            logits_chunks=head_pass.decided_logits(suppress_mask_token=config.suppress_mask_token),
+        )
+        emit_s = self._emit_captured(rows, head_rows)
+        x_BL = sampler.update(
+            batch,
+            config,
+            mask_token_id=self._info.mask_token_id,
+            decided_BL=decided_BL,
+            tokens_BL=decisions.tokens_BL,
+            confidence_BL=decisions.confidence_BL,
+        )
+        for index, row in enumerate(deciding):
+            self._advance(row, x_BL[index, : row.length].clone())
+        self._count_times(head_pass, emit_s=emit_s, all_s=time.monotonic() - started_s)
+
+    def _count_times(self, head_pass: HeadPass, *, emit_s: float, all_s: float = 0.0) -> None:
+        """What is neither head nor encoding is sampling, where there is any."""
+        self._counters.head_s += head_pass.head_s
+        self._counters.encode_s += head_pass.encode_s + emit_s
+        left_s = all_s - head_pass.head_s - head_pass.encode_s - emit_s
+        self._counters.sample_s += max(0.0, left_s)
+
+    def _emit_captured(self, rows: Sequence[Row], head_rows: Sequence[HeadRow]) -> float:
+        """Sends the targets; returns the seconds that it took."""
+        started_s = time.monotonic()
+        for row, head_row in zip(rows, head_rows, strict=True):
+            if row.captures_now:
+                self._emit_targets(row, head_row)
+        return time.monotonic() - started_s
+
+    def _emit_targets(self, row: Row, head_row: HeadRow) -> None:
         positions_M = self._positions(row)
         is_score = row.request.kind == "score"
         ids = row.x_L.to(torch.int32).numpy()
         row.num_collected_steps += 1
         row.state_is_collected = True
-        indices_M = torch.from_numpy(positions_M.astype(np.int64)).to(hidden_LD.device)
-        hidden_MD = hidden_LD[indices_M]
         payload = codec.encode_targets(
             codec.StepTargets(
                 sequence_id=row.sequence_id,
@@ -182,13 +263,33 @@ class DenoisingStep:
                 unmask_steps=row.unmask_steps_L,
                 num_forwards=row.num_forwards,
                 positions=positions_M,
-                distribution=self._encode(row, hidden_MD),
+                distribution=self._distribution(row, head_row, positions_M),
             )
         )
-        self._counters.num_target_positions += len(positions_M)
-        self._counters.num_payload_bytes += len(payload)
-        row.request.num_target_positions += len(positions_M)
-        row.request.stream.put(TargetsReady(row.sequence_id, row.step, payload))
+        for reader in row.readers:
+            self._counters.num_target_positions += len(positions_M)
+            self._counters.num_payload_bytes += len(payload)
+            reader.request.num_target_positions += len(positions_M)
+            reader.request.stream.put(TargetsReady(row.sequence_id, row.step, payload))
+
+    def _distribution(
+        self, row: Row, head_row: HeadRow, positions_M: np.ndarray
+    ) -> codec.Distribution:
+        spec = row.request.targets
+        if spec.encoding == "hidden":
+            indices_M = torch.from_numpy(positions_M.astype(np.int64))
+            hidden_MD = head_row.hidden_LD[indices_M.to(head_row.hidden_LD.device)]
+            return encoder.encode_hidden(hidden_MD, dtype=spec.dtype)
+        if not len(positions_M):
+            # No position, no chunk of logits: the encoding of nothing.
+            return encoder.encode_by_head(torch.zeros(0, self._info.vocab_size), spec)
+        return head_row.distribution
+
+    def _captured(self, row: Row) -> Tensor:
+        """[L] bool, where the row's targets are."""
+        captured_L = torch.zeros(row.length, dtype=torch.bool)
+        captured_L[torch.from_numpy(self._positions(row).astype(np.int64))] = True
+        return captured_L
 
     def _positions(self, row: Row) -> np.ndarray:
         if row.positions_M is not None:
@@ -209,57 +310,6 @@ class DenoisingStep:
         times_S = get_sampler(row.request.sampler.algorithm).times(row.request.sampler)
         return float(times_S[row.step])
 
-    def _encode(self, row: Row, hidden_MD: Tensor) -> codec.Distribution:
-        spec = row.request.targets
-        if spec.encoding == "hidden":
-            return encoder.encode_hidden(hidden_MD, dtype=spec.dtype)
-        assert spec.dtype != "bf16"
-        if spec.encoding == "logits":
-            return encoder.concatenate(
-                [
-                    encoder.encode_logits(chunk, dtype=spec.dtype)
-                    for chunk in self._runner.logits_chunks(hidden_MD)
-                ]
-            )
-        return encoder.concatenate(
-            [
-                encoder.encode_top_k(
-                    chunk,
-                    top_k=spec.top_k,
-                    top_p=spec.top_p,
-                    temperatures=spec.temperatures,
-                    dtype=spec.dtype,
-                )
-                for chunk in self._runner.logits_chunks(hidden_MD)
-            ]
-        )
-
-    def _sample(self, rows: Sequence[Row], hidden_BLD: Tensor) -> None:
-        config = rows[0].request.sampler
-        assert config is not None
-        sampler, batch = get_sampler(config.algorithm), self._row_batch(rows)
-        decided_BL = _pad([row.decided_L for row in rows if row.decided_L is not None], value=False)
-        hidden_PD = hidden_BLD[:, : decided_BL.shape[1]][decided_BL.to(hidden_BLD.device)]
-        decisions = decide(
-            sampler,
-            batch,
-            config,
-            decided_BL=decided_BL,
-            logits_chunks=self._runner.logits_chunks(
-                hidden_PD, suppress_mask_token=config.suppress_mask_token
-            ),
-        )
-        x_BL = sampler.update(
-            batch,
-            config,
-            mask_token_id=self._info.mask_token_id,
-            decided_BL=decided_BL,
-            tokens_BL=decisions.tokens_BL,
-            confidence_BL=decisions.confidence_BL,
-        )
-        for index, row in enumerate(rows):
-            self._advance(row, x_BL[index, : row.length].clone())
-
     def _advance(self, row: Row, next_x_L: Tensor) -> None:
         changed_L = next_x_L != row.x_L
         if not bool(changed_L.any()):
@@ -276,18 +326,18 @@ class DenoisingStep:
 
     def _emit_trajectory(self, row: Row) -> None:
         assert row.unmask_steps_L is not None and row.request.sampler is not None
-        row.request.stream.put(
-            TrajectoryDone(
-                sequence_id=row.sequence_id,
-                token_ids=row.x_L.to(torch.int32).numpy().astype("<i4").tobytes(),
-                unmask_steps=row.unmask_steps_L.astype("<i4").tobytes(),
-                num_forwards=row.num_forwards,
-                num_steps=row.step,
-                num_collected_steps=row.num_collected_steps,
-                revision=self._revision,
-                mask_token_suppressed=row.request.sampler.suppress_mask_token,
-            )
+        done = TrajectoryDone(
+            sequence_id=row.sequence_id,
+            token_ids=row.x_L.to(torch.int32).numpy().astype("<i4").tobytes(),
+            unmask_steps=row.unmask_steps_L.astype("<i4").tobytes(),
+            num_forwards=row.num_forwards,
+            num_steps=row.step,
+            num_collected_steps=row.num_collected_steps,
+            revision=self._revision,
+            mask_token_suppressed=row.request.sampler.suppress_mask_token,
         )
+        for reader in row.readers:
+            reader.request.stream.put(done)
 
     def _row_batch(self, rows: Sequence[Row]) -> RowBatch:
         return RowBatch(

@@ -40,6 +40,7 @@ BENCHES: dict[str, str] = {
     "overhead": "tests.bench.overhead",
     "resume": "tests.bench.resume",
     "store": "tests.bench.store",
+    "serving": "tests.bench.serving",
 }
 
 

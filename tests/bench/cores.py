@@ -10,10 +10,19 @@ def pin(pick: Callable[[Iterable[int]], int]) -> bool:
     Returns:
         False, and nothing is done, where there is a single core or the system cannot pin.
     """
-    if not hasattr(os, "sched_setaffinity"):
+    return pin_among(pick, allowed())
+
+
+def pin_among(pick: Callable[[Iterable[int]], int], candidates: frozenset[int]) -> bool:
+    """Keeps the calling thread on one of these cores, whatever it was kept on before."""
+    if len(candidates) < 2:
         return False
-    allowed = os.sched_getaffinity(0)
-    if len(allowed) < 2:
-        return False
-    os.sched_setaffinity(0, {pick(allowed)})
+    os.sched_setaffinity(0, {pick(candidates)})
     return True
+
+
+def allowed() -> frozenset[int]:
+    """The cores that this process may use; none where the system cannot tell."""
+    if not hasattr(os, "sched_getaffinity"):
+        return frozenset()
+    return frozenset(os.sched_getaffinity(0))

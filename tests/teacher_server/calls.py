@@ -46,6 +46,13 @@ def make_state(
     return ids
 
 
+def filled_state(info: DenoiserInfo, token_id: int, *, length: int) -> np.ndarray:
+    """[L] int32 of one id, with a mask at the end, so that it needs a forward."""
+    ids = np.full(length, token_id, dtype=np.int32)
+    ids[-1] = info.mask_token_id
+    return ids
+
+
 def score_request(
     states: Sequence[np.ndarray],
     *,

@@ -2,9 +2,11 @@
 
 import math
 import threading
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from masked_diffusion.families import Denoiser
 from masked_diffusion.families.qwen2 import Qwen2
@@ -60,6 +62,18 @@ class ControlledDenoiser(Qwen2):
         times_B: Tensor | None = None,
         clean_ids_BL: Tensor | None = None,
     ) -> Tensor:
+        self._before(input_ids_BL)
+        with torch.no_grad():
+            return super().hidden_states(
+                input_ids_BL, attention_mask_BL, times_B=times_B, clean_ids_BL=clean_ids_BL
+            )
+
+    def ragged_hidden_states(self, input_ids_T: Tensor, lengths: Sequence[int]) -> Tensor:
+        self._before(pad_sequence(list(input_ids_T.split(list(lengths))), batch_first=True))
+        with torch.no_grad():
+            return super().ragged_hidden_states(input_ids_T, lengths)
+
+    def _before(self, input_ids_BL: Tensor) -> None:
         if self.is_broken:
             raise RuntimeError("out of order")
         # A proof is masks alone, and nothing else is that short.
@@ -72,10 +86,6 @@ class ControlledDenoiser(Qwen2):
             self._pass()
         if bool((input_ids_BL == self.poison_id).any()):
             raise self.poison_error("poisoned forward")
-        with torch.no_grad():
-            return super().hidden_states(
-                input_ids_BL, attention_mask_BL, times_B=times_B, clean_ids_BL=clean_ids_BL
-            )
 
     def _pass(self) -> None:
         with self._changed:

@@ -111,13 +111,15 @@ class EngineRun:
 
 
 @contextlib.contextmanager
-def run_engine(denoiser: Denoiser, **config: object) -> Iterator[EngineRun]:
+def run_engine(
+    denoiser: Denoiser, *, engine_class: type[Engine] = Engine, **config: object
+) -> Iterator[EngineRun]:
     """Runs an engine until the block ends."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="event-loop")
     thread.start()
     deaths: list[BaseException] = []
-    engine = Engine(
+    engine = engine_class(
         denoiser,
         EngineConfig(**config),  # type: ignore[arg-type]
         revision=REVISION,

@@ -9,7 +9,8 @@ POSITIVE = [
     (owner, field.name)
     for owner in (EngineConfig, LimitsConfig)
     for field in dataclasses.fields(owner)
-    if field.name not in ("max_padding_fraction", "max_cache_bytes", "deterministic")
+    if field.name
+    not in ("max_padding_fraction", "max_cache_bytes", "hold_until_rows", "deterministic")
 ]
 
 
@@ -29,10 +30,11 @@ def test_waits_may_be_0_but_not_negative_or_endless(name: str, value: float) -> 
 
 
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf])
-def test_a_cache_may_be_0_but_not_negative_or_endless(value: float) -> None:
-    EngineConfig(max_cache_bytes=0)
-    with pytest.raises(ValueError, match=r"^max_cache_bytes must be finite and not negative"):
-        EngineConfig(max_cache_bytes=value)  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", ["max_cache_bytes", "hold_until_rows"])
+def test_a_cache_and_a_hold_may_be_0_but_not_negative_or_endless(name: str, value: float) -> None:
+    EngineConfig(**{name: 0})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"^{name} must be finite and not negative"):
+        EngineConfig(**{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, math.nan])

@@ -774,12 +774,12 @@ def test_an_overloaded_server_refuses_with_a_retry_hint(denoiser: ControlledDeno
 
 def test_a_failed_forward_is_internal_and_names_its_cause(denoiser: ControlledDenoiser) -> None:
     denoiser.poison_id = 7
-    poisoned = np.full(16, 7, dtype=np.int32)
+    poisoned = calls.filled_state(denoiser.info, 7, length=16)
     with servers.serve(denoiser) as running, connect(running.address) as stub:
         told = refusal(lambda: list(stub.ScoreStates(calls.score_request([poisoned]))))
         assert (told.code, told.reason) == (grpc.StatusCode.INTERNAL, "ENGINE_FAILED")
         assert "RuntimeError: poisoned forward" in told.message
-        clean = np.full(16, 8, dtype=np.int32)
+        clean = calls.filled_state(denoiser.info, 8, length=16)
         assert len(collect(stub.ScoreStates(calls.score_request([clean]))).targets) == 1
         _assert_nothing_is_left(running)
 
@@ -869,9 +869,12 @@ def test_the_load_counts_rows_forwards_tokens_and_bytes(
         load = stub.GetLoad(pb.GetLoadRequest())
         assert load.num_admitted_rows == load.num_done_rows == len(states)
         assert load.num_forwards == len(denoiser.batches)
-        assert load.num_forward_rows == len(states)
-        assert load.num_forward_tokens == sum(len(state) for state in states)
-        assert load.num_padded_tokens == sum(batch.numel() for batch in denoiser.batches)
+        # One has no mask, and nothing to be told by a forward.
+        run = [state for state in states if (state == denoiser.info.mask_token_id).any()]
+        assert load.num_forward_rows == len(run) == len(states) - 1
+        assert load.num_forward_tokens == sum(len(state) for state in run)
+        # Packed: rows of five lengths, and no padding.
+        assert load.num_padded_tokens == load.num_forward_tokens
         assert load.num_target_positions == sum(len(record.positions) for record in answers.targets)
         assert load.num_payload_bytes == sum(len(payload) for payload in answers.payloads)
         assert load.peak_rss_bytes > 2**20

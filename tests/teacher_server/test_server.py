@@ -265,7 +265,7 @@ def test_help_tells_every_option_with_its_default(capsys: pytest.CaptureFixture[
     text = " ".join(capsys.readouterr().out.split())
     assert "--max-batch-tokens" in text
     assert "(default: 8192)" in text
-    assert "Padded tokens of one denoising step" in text
+    assert "Tokens of one denoising step, padding included." in text
 
 
 # The server as an object.

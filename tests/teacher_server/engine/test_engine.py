@@ -1,3 +1,4 @@
+import copy
 import time
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ from protos import errors
 from protos import teacher_pb2 as pb
 from teacher_server.engine.model_runner import DenoiserLostError
 from teacher_server.engine.sequence import Request
-from teacher_server.engine.stream import StreamEnd
+from teacher_server.engine.stream import StreamEnd, TargetsReady
 from tests.teacher_server import calls
 from tests.teacher_server.calls import wait_until
 from tests.teacher_server.denoisers import ControlledDenoiser
@@ -27,18 +28,25 @@ def denoiser(tiny_denoiser: Denoiser) -> Iterator[ControlledDenoiser]:
     controlled.allow()
 
 
-def _states(denoiser: Denoiser, count: int, *, length: int = LENGTH) -> list[np.ndarray]:
+def _states(
+    denoiser: Denoiser, count: int, *, length: int = LENGTH, first_seed: int = 0
+) -> list[np.ndarray]:
     return [
         calls.make_state(denoiser.info, length=length, num_masked=length // 2, seed=seed)
-        for seed in range(count)
+        for seed in range(first_seed, first_seed + count)
     ]
 
 
 def _trajectories(
-    denoiser: Denoiser, count: int, *, client_id: str = "client", num_steps: int = 12
+    denoiser: Denoiser,
+    count: int,
+    *,
+    client_id: str = "client",
+    num_steps: int = 12,
+    first_seed: int = 0,
 ) -> pb.SampleTrajectoriesRequest:
     return calls.trajectory_request(
-        _states(denoiser, count),
+        _states(denoiser, count, first_seed=first_seed),
         sampler=pb.SamplerSpec(algorithm=pb.ALGORITHM_ORIGIN, num_steps=num_steps),
         capture=EVERY_STEP,
         client_id=client_id,
@@ -132,8 +140,8 @@ def test_a_stalled_row_expires_too(denoiser: ControlledDenoiser) -> None:
 def test_a_failed_forward_fails_its_requests_alone(denoiser: ControlledDenoiser) -> None:
     denoiser.poison_id = 7
     clean = [np.where(state == 7, 8, state) for state in _states(denoiser, 3)]
-    poisoned = [np.full(LENGTH * 2, 7, dtype=np.int32), *clean[:1]]
-    with run_engine(denoiser, max_padding_fraction=0.0) as run:
+    poisoned = [calls.filled_state(denoiser.info, 7, length=2 * LENGTH), *clean[:1]]
+    with run_engine(denoiser) as run:
         _holding(denoiser, run)
         failing = run.score(poisoned, client_id="failing")
         others = run.score(clean, client_id="others")
@@ -145,11 +153,28 @@ def test_a_failed_forward_fails_its_requests_alone(denoiser: ControlledDenoiser)
         assert (len(targets), other_error) == (3, None)
         assert len(run.read(run.score(clean))[0]) == 3
         run.assert_nothing_is_left()
-        outcomes = run.outcomes()
-        assert outcomes.pop("failed") + outcomes.pop("done") == 1 + 2 + 3 + 3
-        assert not outcomes
+        # All five rows shared the forward that failed first.
+        assert max(len(batch) for batch in denoiser.batches) == 5
+        assert run.outcomes() == {"failed": 2, "done": 1 + 3 + 3}
         assert run.engine.load().healthy
         assert not run.deaths
+
+
+def test_held_until_enough_rows_wait_the_batches_are_exact(denoiser: ControlledDenoiser) -> None:
+    """Fair order: the clients by name while both were served nothing, then by what they got."""
+    with run_engine(denoiser, hold_until_rows=5, max_batch_tokens=40) as run:
+        one = run.score(_states(denoiser, 3, length=10), client_id="one")
+        wait_until(lambda: run.engine.load().num_waiting_rows == 3)
+        two = run.score(_states(denoiser, 2, length=20), client_id="two")
+        for request in (one, two):
+            assert run.read(request)[2] is None
+        lengths = [(batch != 0).sum(-1).sort().values.tolist() for batch in denoiser.batches]
+        assert lengths == [[10, 10, 20], [10, 20]]
+        # Without work it waits again.
+        assert not denoiser.batches[2:]
+        again = run.score(_states(denoiser, 5, length=8), client_id="one")
+        assert len(run.read(again)[0]) == 5
+        assert [len(batch) for batch in denoiser.batches[2:]] == [5]
 
 
 def test_a_dead_engine_fails_what_it_holds_and_refuses_the_rest(
@@ -175,7 +200,7 @@ def test_a_lost_denoiser_ends_the_engine_in_the_middle_of_a_batch(
     denoiser: ControlledDenoiser,
 ) -> None:
     denoiser.poison_id, denoiser.poison_error = 7, DenoiserLostError
-    poisoned = [np.full(LENGTH, 7, dtype=np.int32)]
+    poisoned = [calls.filled_state(denoiser.info, 7, length=LENGTH)]
     with run_engine(denoiser) as run:
         error = run.read(run.score(poisoned))[2]
         assert isinstance(error, errors.EngineError)
@@ -236,7 +261,7 @@ def test_two_clients_share_forwards_and_so_do_scores_and_trajectories(
         _holding(denoiser, run)
         requests = [
             run.sample(_trajectories(denoiser, 3, client_id="one")),
-            run.sample(_trajectories(denoiser, 3, client_id="two")),
+            run.sample(_trajectories(denoiser, 3, client_id="two", first_seed=3)),
             run.score(_states(denoiser, 3), client_id="three"),
         ]
         denoiser.allow()
@@ -269,7 +294,7 @@ def test_clients_take_turns_where_a_forward_holds_one_row(denoiser: ControlledDe
     with run_engine(denoiser, max_batch_tokens=LENGTH) as run:
         _holding(denoiser, run)
         one = run.score(_states(denoiser, 20), client_id="one")
-        two = run.score(_states(denoiser, 20), client_id="two")
+        two = run.score(_states(denoiser, 20, first_seed=20), client_id="two")
         denoiser.allow(11)
         denoiser.wait_held()
         assert len(one.rows) == len(two.rows) == 15
@@ -362,6 +387,42 @@ def test_a_deterministic_engine_runs_one_row_a_step_and_keeps_every_bit(
                 run.read(other)
         assert {len(batch) for batch in denoiser.batches} == {1}
     assert payloads[0] == payloads[1]
+
+
+def test_fifty_runs_under_different_loads_and_on_a_replica_give_the_same_bytes(
+    denoiser: ControlledDenoiser, tiny_denoiser: Denoiser
+) -> None:
+    message = calls.trajectory_request(
+        _states(denoiser, 2, length=23),
+        sampler=pb.SamplerSpec(
+            algorithm=pb.ALGORITHM_ENTROPY, num_steps=5, temperature=0.8, top_k=20
+        ),
+        targets=pb.TargetSpec(encoding=pb.ENCODING_TOP_K, top_k=8),
+        capture=EVERY_STEP,
+    )
+    random = np.random.default_rng(0)
+
+    def payloads(run: EngineRun, num_others: int) -> list[bytes]:
+        others = [
+            run.score(
+                _states(denoiser, 2, length=int(length), first_seed=int(random.integers(1000))),
+                client_id=f"{length}",
+            )
+            for length in random.integers(5, 60, num_others)
+        ]
+        targets = list[bytes]()
+        request = run.sample(message)
+        while not isinstance(item := run.next_item(request), StreamEnd):
+            targets.append(item.payload if isinstance(item, TargetsReady) else item.token_ids)
+        for other in others:
+            run.read(other)
+        return sorted(targets)
+
+    replica = ControlledDenoiser(copy.deepcopy(tiny_denoiser))
+    with run_engine(replica, deterministic=True) as run:
+        alone = payloads(run, 0)
+    with run_engine(denoiser, deterministic=True) as run:
+        assert all(payloads(run, int(random.integers(0, 6))) == alone for _ in range(50))
 
 
 def test_the_load_tells_rows_tokens_backlog_and_health(denoiser: ControlledDenoiser) -> None:

@@ -4,26 +4,47 @@ import pytest
 import torch
 
 from masked_diffusion.families import EXCLUDED_LOGIT, Denoiser
+from masked_diffusion.families.qwen2 import Qwen2
 from teacher_server.engine.model_runner import ModelRunner
 from tests.teacher_server import calls
 
 
-@pytest.mark.parametrize("lengths", [[9, 9, 9], [4, 17, 9]])
-def test_rows_of_any_length_come_out_as_each_alone(
-    lengths: list[int], tiny_denoiser: Denoiser
-) -> None:
-    runner = ModelRunner(tiny_denoiser, max_head_elements=1000)
-    rows = [
-        calls.make_state(tiny_denoiser.info, length=length, num_masked=2, seed=length)
-        for length in lengths
-    ]
-    hidden_BLD = runner.hidden_states(
-        [torch.from_numpy(row).long() for row in rows], times=[0.5] * 3
+class _Unpackable(Qwen2):
+    """Takes padded rows alone, as encoders do."""
+
+    def enable_ragged(self) -> bool:
+        return False
+
+
+@pytest.fixture(params=["packed", "padded"])
+def denoiser(request: pytest.FixtureRequest, tiny_denoiser: Denoiser) -> Denoiser:
+    if request.param == "packed":
+        return tiny_denoiser
+    info = tiny_denoiser.info
+    unpackable = _Unpackable(
+        tiny_denoiser.model,
+        tiny_denoiser.tokenizer,
+        name=info.name,
+        mask_token_id=info.mask_token_id,
     )
-    assert hidden_BLD.shape == (3, max(lengths), tiny_denoiser.info.hidden_size)
-    for row, hidden_LD in zip(rows, hidden_BLD, strict=True):
-        alone_LD = torch.from_numpy(calls.hidden_of(tiny_denoiser, row))
-        torch.testing.assert_close(hidden_LD[: len(row)], alone_LD, atol=1e-5, rtol=1e-5)
+    return unpackable.eval()
+
+
+@pytest.mark.parametrize("lengths", [[9, 9, 9], [4, 17, 9], [17, 4, 4, 17, 1]])
+def test_rows_of_any_length_come_out_as_each_alone(lengths: list[int], denoiser: Denoiser) -> None:
+    runner = ModelRunner(denoiser, max_head_elements=1000)
+    assert runner.packs_rows == (not isinstance(denoiser, _Unpackable))
+    rows = [
+        calls.make_state(denoiser.info, length=length, num_masked=min(2, length - 1), seed=seed)
+        for seed, length in enumerate(lengths)
+    ]
+    hidden = runner.hidden_states(
+        [torch.from_numpy(row).long() for row in rows], times=[0.5] * len(rows)
+    )
+    for row, hidden_LD in zip(rows, hidden, strict=True):
+        assert hidden_LD.shape == (len(row), denoiser.info.hidden_size)
+        alone_LD = torch.from_numpy(calls.hidden_of(denoiser, row))
+        torch.testing.assert_close(hidden_LD, alone_LD, atol=1e-5, rtol=1e-5)
 
 
 def test_the_head_is_applied_in_bounded_chunks(tiny_denoiser: Denoiser) -> None:

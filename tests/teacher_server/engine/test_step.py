@@ -274,6 +274,19 @@ def test_a_trajectory_without_masks_ends_before_its_first_forward(bench: _Bench)
     assert (done.num_forwards, done.num_steps) == (0, 0)
 
 
+@pytest.mark.parametrize("encoding", [pb.ENCODING_HIDDEN, pb.ENCODING_TOP_K, pb.ENCODING_LOGITS])
+def test_a_state_without_masks_is_answered_without_a_forward(
+    encoding: pb.Encoding, bench: _Bench
+) -> None:
+    state = calls.make_state(bench.denoiser.info, length=9, num_masked=0)
+    request = bench.score([state], targets=pb.TargetSpec(encoding=encoding, top_k=4))
+    assert bench.step.seek(request.rows) == request.rows
+    (record,), done = bench.read(request)
+    assert not done and not bench.denoiser.batches
+    assert (len(record.positions), record.num_forwards) == (0, 0)
+    assert record.state_digest == codec.state_digest(state)
+
+
 def test_a_frozen_mask_stays_and_carries_no_targets(bench: _Bench) -> None:
     start = calls.make_state(bench.denoiser.info, length=9, num_masked=6)
     masked = np.flatnonzero(start == bench.denoiser.info.mask_token_id)
@@ -357,7 +370,7 @@ def test_counters_tell_rows_tokens_padding_positions_and_bytes(bench: _Bench) ->
     counters, lengths = bench.counters, [len(state) for state in states]
     assert (counters.num_forwards, counters.num_forward_rows) == (1, len(states))
     assert counters.num_forward_tokens == sum(lengths)
-    assert counters.num_padded_tokens == len(states) * max(lengths)
+    assert counters.num_padded_tokens == sum(lengths)  # packed
     num_masked = sum(int((state == bench.denoiser.info.mask_token_id).sum()) for state in states)
     assert counters.num_target_positions == request.num_target_positions == num_masked
     assert counters.num_payload_bytes == request.stream.pending_bytes
