@@ -51,6 +51,11 @@ def train(options: argparse.Namespace) -> None:
             min_chunk_tokens=options.min_chunk_tokens,
         )
         size, num_micro = options.batch_size, options.gradient_accumulation_steps
+        if size % num_micro:
+            raise ValueError(
+                f"--batch_size must be a multiple of --gradient_accumulation_steps={num_micro}, "
+                f"got {size}"
+            )
         plan = BatchPlan(dataset_size=len(data), global_batch_size=size, seed=options.seed)
         loader = DataLoader(
             RunSamples(data, plan, num_steps=options.max_steps),

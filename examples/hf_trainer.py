@@ -148,7 +148,7 @@ def train(options: Options, args: TrainingArguments) -> None:
             args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         )
 
-        def samples(path: str, num_steps: int) -> RunSamples:
+        def samples(path: str, *, num_steps: int = 0, num_epochs: float = 1.0) -> RunSamples:
             data = load_dataset(
                 path,
                 text_keys=("text",),
@@ -159,17 +159,24 @@ def train(options: Options, args: TrainingArguments) -> None:
             plan = BatchPlan(
                 dataset_size=len(data), global_batch_size=global_batch_size, seed=args.seed
             )
-            epoch_steps = math.ceil(len(data) / global_batch_size)
+            epoch_steps = math.ceil(num_epochs * len(data) / global_batch_size)
             return RunSamples(data, plan, num_steps=num_steps if num_steps > 0 else epoch_steps)
+
+        # All epochs are one run of samples: Trainer would go over one epoch's again and again,
+        # with the very same noise.
+        train_samples = samples(
+            options.data, num_steps=args.max_steps, num_epochs=args.num_train_epochs
+        )
+        args.max_steps = len(train_samples) // global_batch_size
 
         trainer = DistillationTrainer(
             model=DistillationObjective(student, LossConfig(alpha=options.alpha)),
             teacher=teacher,
             args=args,
             data_collator=Collator(info, global_batch_size=global_batch_size, seed=args.seed),
-            train_dataset=samples(options.data, args.max_steps),
+            train_dataset=train_samples,
             # The same sequences and the same masks at every evaluation.
-            eval_dataset=samples(options.eval_data, 0) if options.eval_data else None,
+            eval_dataset=samples(options.eval_data) if options.eval_data else None,
         )
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()

@@ -187,6 +187,34 @@ def test_the_hf_trainer_is_the_trainers_run_on_two_ranks(bench: Bench) -> None:
     bench.check("ranks", logged_losses(bench.folder / "ranks"))
 
 
+def test_every_epoch_of_the_hf_trainer_has_noise_of_its_own(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (bench.folder / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (bench.folder / "few.jsonl").write_text("".join(lines[:8]), encoding="utf-8")
+    data = f"--data={bench.folder / 'few.jsonl'}"
+    monkeypatch.setattr(
+        sys, "argv", bench.command(HF, "epochs", data, "--max_steps=-1", "--num_train_epochs=2")
+    )
+    assert hf_trainer.main() == 0
+    losses = logged_losses(bench.folder / "epochs")
+    assert len(losses) >= 2
+    more = (data, f"--max_steps={len(losses)}")
+    monkeypatch.setattr(sys, "argv", bench.command(HF, "steps", *more))
+    assert hf_trainer.main() == 0
+    assert losses == pytest.approx(logged_losses(bench.folder / "steps"), rel=RELATIVE)
+
+
+def test_micro_batches_that_do_not_make_a_batch_are_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = bench.command(BARE, "uneven", "--gradient_accumulation_steps=3")
+    monkeypatch.setattr(sys, "argv", command)
+    assert bare_loop.main() == 1
+    message = "--batch_size must be a multiple of --gradient_accumulation_steps=3, got 8"
+    assert message in capsys.readouterr().err
+
+
 def test_ranks_that_do_not_meet_are_refused(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
