@@ -88,13 +88,22 @@ def test_tasks_alone_need_no_held_out_text(outcome):
 
 
 def test_scores_are_those_of_each_model_asked_alone(outcome, folder, tiny_checkpoint, student):
-    _, values, _ = outcome
+    out, values, _ = outcome
+    lines = (out / "tasks.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row["task"] == "our_choice"]
     options = TasksOptions(harness=HarnessOptions(include_path=str(folder / "tasks")))
     prepared = prepare_tasks(["our_choice"], options)
     lm_options = read_model_args({"pretrained": "-", "mc_num": 8, "seed": 7})
     for name, path in (("teacher", tiny_checkpoint), ("student", student)):
         denoiser = load_denoiser(str(path)).eval()
-        (wanted,) = run_tasks(denoiser, prepared, lm_options=lm_options).scores
+        result = run_tasks(denoiser, prepared, lm_options=lm_options)
+        assert result.harness is not None
+        asked = result.harness.raw["samples"]["our_choice"]
+        bounds = [bound for sample in asked for bound, _ in sample["filtered_resps"]]
+        assert bounds == pytest.approx(
+            [b for row in rows if row["model"] == name for b, _ in row["filtered_resps"]], rel=1e-5
+        )
+        (wanted,) = result.scores
         found = scores_of(values, name)["our_choice", "acc"]
         assert (found["value"], found["stderr"]) == (wanted.value, pytest.approx(wanted.stderr))
         assert found["num_questions"] == len(CHOICE_ROWS)
