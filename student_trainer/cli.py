@@ -23,7 +23,7 @@ _USAGE = """usage: distill COMMAND ...
   store verify|stats|merge STORE ...            look at stores and join them
   demo [--work-dir DIR] [--quick]               the whole job on this machine, with a report
   evaluate --model PATH_OR_ID ... --data_path ... --tasks ... --output_dir ...
-                                                models on held-out text, on what they write, by tasks
+                                                models on held-out text, samples and tasks
   describe HOST:PORT                            what a teacher-server offers
 
 `distill COMMAND --help` tells more."""

@@ -62,12 +62,12 @@ class HarnessTasks:
 
 
 def prepare_harness_tasks(task_names: Sequence[str], options: HarnessOptions) -> HarnessTasks:
-    """Finds tasks, groups and tags by their names; looks at no question.
+    """Finds tasks, groups and tags by their names, and sees to it that their data are here.
 
     Raises:
         UnsafeTaskError: a task that runs programs; those of ours, in a sandbox, go by
             `code_tasks.CODE_TASKS`.
-        ValueError: an unknown task, or lm-eval is not installed.
+        ValueError: an unknown task, data that cannot be had, or lm-eval is not installed.
     """
     manager = _task_manager(task_names, options.include_path)
     unknown = [name for name in task_names if name not in manager.all_tasks]
@@ -77,6 +77,7 @@ def prepare_harness_tasks(task_names: Sequence[str], options: HarnessOptions) ->
             f"include_path={options.include_path}; `lm-eval ls tasks` lists them"
         )
     _refuse_unsafe(task_names, manager)
+    _require_data(task_names, manager)
     return HarnessTasks(names=tuple(task_names), manager=manager, options=options)
 
 
@@ -91,7 +92,7 @@ def run_harness_tasks(
         lm_options: How it generates and scores.
 
     Raises:
-        ValueError: a setting of a task that cannot be honoured, or data that cannot be had.
+        ValueError: a setting of a task that cannot be honoured.
     """
     # Only where lm-eval is there.
     from lm_eval import simple_evaluate  # noqa: PLC0415
@@ -146,6 +147,15 @@ def _refuse_unsafe(task_names: Sequence[str], manager: "TaskManager") -> None:
                     "process, which is not done here; humaneval and mbpp of our own run them in a "
                     "sandbox"
                 )
+
+
+def _require_data(task_names: Sequence[str], manager: "TaskManager") -> None:
+    """Fetches what tasks need: without it they would fail after hours of other work."""
+    for name in task_names:
+        try:
+            manager.load(name)
+        except OSError as error:
+            raise ValueError(f"the data of task {name!r} cannot be had: {error}") from error
 
 
 def _configs(name: str, manager: "TaskManager") -> Iterator[Mapping[str, Any]]:

@@ -79,7 +79,7 @@ def run_tasks(denoiser: Denoiser, tasks: PreparedTasks, *, lm_options: LmOptions
         lm_options: How the denoiser generates and scores; its `model` is not read.
 
     Raises:
-        ValueError: a setting that this denoiser cannot honour, or data that cannot be had.
+        ValueError: a setting that this denoiser cannot honour.
         SandboxError: a sandbox that broke.
     """
     harness = None

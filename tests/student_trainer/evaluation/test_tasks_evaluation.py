@@ -191,6 +191,14 @@ def test_an_unknown_task_is_told(student, folder, tmp_path, capsys, monkeypatch)
 
 
 @pytest.mark.usefixtures("no_weights")
+def test_a_task_whose_data_are_not_here_is_told(student, folder, tmp_path, capsys):
+    arguments = ("--tasks", "our_choice,our_lost", "--include_path", folder / "tasks")
+    code = evaluate(*arguments, model=student, output_dir=tmp_path / "out")
+    assert code == command.EXIT_FAILED
+    assert "the data of task 'our_lost' cannot be had: " in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_weights")
 def test_lm_eval_that_is_not_installed_is_told(student, tmp_path, capsys, monkeypatch):
     # What import does for a module that cannot be found.
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
