@@ -1,5 +1,7 @@
 """Bars of task scores: which are drawn, and how long they are."""
 
+from typing import Any
+
 import pytest
 from matplotlib.patches import Rectangle
 
@@ -8,7 +10,12 @@ from student_trainer.tasks.scores import TaskScore
 
 
 def score(task, value, **more):
-    facts = {"metric": "acc", "stderr": 0.01, "num_questions": 9, "higher_is_better": True}
+    facts: dict[str, Any] = {
+        "metric": "acc",
+        "stderr": 0.01,
+        "num_questions": 9,
+        "higher_is_better": True,
+    }
     return TaskScore(task=task, value=value, **(facts | more))
 
 
