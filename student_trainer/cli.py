@@ -22,8 +22,8 @@ _USAGE = """usage: distill COMMAND ...
                                                 store a teacher's targets once, to train from
   store verify|stats|merge STORE ...            look at stores and join them
   demo [--work-dir DIR] [--quick]               the whole job on this machine, with a report
-  evaluate --model PATH_OR_ID ... --data_path ... --output_dir ...
-                                                models on held-out text and on what they write
+  evaluate --model PATH_OR_ID ... --data_path ... --tasks ... --output_dir ...
+                                                models on held-out text, samples and tasks
   describe HOST:PORT                            what a teacher-server offers
 
 `distill COMMAND --help` tells more."""

@@ -1,4 +1,4 @@
-"""`distill evaluate`: measures models on held-out text and on what they write.
+"""`distill evaluate`: measures models on held-out text, on what they write and by tasks.
 
 Exit codes: 0 done, 1 failed, 2 misused.
 """
@@ -19,6 +19,7 @@ from student_trainer.config_file import ConfigError
 from student_trainer.evaluation.options import parse
 from student_trainer.evaluation.report import TEXT_WIDTH, write_report
 from student_trainer.evaluation.run import run
+from student_trainer.tasks.sandbox.isolation import SandboxError
 
 EXIT_FAILED = 1
 EXIT_MISUSED = 2
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else TEXT_WIDTH)
     try:
         page = write_report(run(config), Path(config.output_dir), console=console)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SandboxError) as error:
         logger.debug("failed", exc_info=True)
         print(f"distill evaluate: {error}", file=sys.stderr)
         return EXIT_FAILED

@@ -6,10 +6,12 @@ Every field is a flag of `distill evaluate` of the same name.
 from dataclasses import dataclass, field
 
 from student_trainer.evaluation.model_spec import DtypeName
+from student_trainer.evaluation.tasks_config import TasksConfig
+from student_trainer.row_keys import HubSelection, RowKeys
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationConfig:
+class EvaluationConfig(TasksConfig):
     """What is evaluated, on what, and how."""
 
     model: list[str] = field(default_factory=list)
@@ -19,15 +21,30 @@ class EvaluationConfig:
     """The teacher, written likewise: the models' agreement with it is measured, and it is evaluated
     as they are."""
     data_path: str = ""
-    """Held-out files or folders, separated by commas; formats as data.train_path of training."""
+    """Held-out files, folders or hub ids, separated by commas; formats as data.train_path of
+    training. Not needed where --tasks are all that is asked for."""
     output_dir: str = ""
     """Folder for evaluation.json, table.txt, the plots and index.html."""
     evaluations: list[str] = field(default_factory=list)
-    """Which, separated by commas: likelihood, agreement, samples, infilling. Default: all that
-    apply, and what was left out is listed with its reason; one that is asked for and does not
-    apply is an error."""
+    """Which, separated by commas: likelihood, agreement, samples, infilling, all on --data_path,
+    and tasks. Default: all that are given what they need and apply, and what does not apply is
+    listed with its reason; one that is asked for and does not apply is an error."""
     text_keys: list[str] = field(default_factory=lambda: ["text"])
     """Keys of a row's text, as data.text_keys of training."""
+    prompt_keys: list[str] = field(default_factory=list)
+    """Keys of the parts of a row's prompt, with --answer_keys, as data.prompt_keys of training. A
+    prompt is given and never measured."""
+    answer_keys: list[str] = field(default_factory=list)
+    """Keys of the answer, of which the first present is taken."""
+    messages_key: str = ""
+    """Key of a row's conversation, such as messages, as data.messages_key of training: answers of
+    the assistant are measured, each given what came before."""
+    subset: str | None = None
+    """Configuration of a hub's dataset; None = the only one."""
+    split: str = "test"
+    """Split of a hub's or a saved dataset."""
+    data_revision: str | None = None
+    """Branch, tag or commit of a hub's dataset; None = the newest."""
     max_seq_len: int = 256
     """Tokens of a held-out sequence; longer documents are cut into several."""
     min_chunk_tokens: int = 16
@@ -53,7 +70,7 @@ class EvaluationConfig:
     """Tokens of a sample, what is given among them."""
     prompt_tokens: int = 0
     """Leading tokens of held-out text given to each sample; 0 = unconditional. Rows with a prompt
-    of their own (text_keys prompt,answer) are always given that."""
+    of their own are always given that."""
     keep_after_eos: bool = False
     """Judge what follows a sample's first end-of-sequence token too."""
     scorer: list[str] = field(default_factory=list)
@@ -84,7 +101,10 @@ class EvaluationConfig:
     """CPU threads of the forwards; 0 = torch's default."""
 
     def __post_init__(self) -> None:
-        for name in ("model", "data_path", "output_dir"):
+        # super() does not work in a dataclass with slots.
+        TasksConfig.__post_init__(self)
+        self.keys  # noqa: B018  checks itself
+        for name in ("model", "output_dir"):
             _require(bool(getattr(self, name)), name, getattr(self, name), "given")
         for name in (
             *("num_sequences", "num_samples", "num_infills"),
@@ -119,6 +139,21 @@ class EvaluationConfig:
             self.prompt_tokens,
             f"below gen_length ({self.gen_length})",
         )
+
+    @property
+    def keys(self) -> RowKeys:
+        """Where in a held-out row its texts are."""
+        return RowKeys(
+            text=tuple(self.text_keys),
+            prompt=tuple(self.prompt_keys),
+            answer=tuple(self.answer_keys),
+            messages=self.messages_key,
+        )
+
+    @property
+    def selection(self) -> HubSelection:
+        """Which part of a dataset is held out."""
+        return HubSelection(subset=self.subset, split=self.split, revision=self.data_revision)
 
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:

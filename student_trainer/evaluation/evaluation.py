@@ -51,6 +51,8 @@ class Evaluation(ABC):
     """Collects results of one kind over the models of a setting."""
 
     title: ClassVar[str]
+    needs: ClassVar[str] = "data_path"
+    """The setting without which there is nothing to measure."""
     measures_teacher: ClassVar[bool] = True
     """False where the teacher is only compared with."""
 
@@ -72,6 +74,13 @@ class Evaluation(ABC):
         """
         for subject in subjects:
             self.setting.held_out(subject)
+
+    def load_judges(self) -> None:  # noqa: B027  most evaluations have none
+        """Loads other models that measuring needs; all evaluations are prepared by then.
+
+        Raises:
+            ValueError: a model that cannot be had.
+        """
 
     @abstractmethod
     def measure(self, subject: Subject, denoiser: Denoiser, *, teacher: Denoiser | None) -> None:

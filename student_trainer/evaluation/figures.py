@@ -45,7 +45,7 @@ def likelihood(
         figure, (left, right) = panels(height=height)
     for place, one in enumerate(found):
         left.barh(
-            place, one.nats_per_token, xerr=one.ci95, color=_colour(one.model, names),
+            place, one.nats_per_token, xerr=one.ci95, color=colour(one.model, names),
             height=0.62, capsize=3,
         )  # fmt: skip
         left.annotate(
@@ -100,7 +100,7 @@ def agreement(found: Mapping[str, KlToTeacher], *, names: Sequence[str]) -> Figu
                 middles,
                 [value(one) for one in kl.bins],
                 yerr=[half_width(one) or 0.0 for one in kl.bins],
-                color=_colour(name, names),
+                color=colour(name, names),
                 marker=MARKERS[names.index(name) % len(MARKERS)],
                 capsize=2,
                 label=name,
@@ -131,7 +131,7 @@ def infilling(found: Mapping[str, Sequence[InfillingResult]], *, names: Sequence
             shares,
             # Rounding could make a bar -1e-15 long.
             yerr=np.maximum([shares - low, high - shares], 0),
-            color=_colour(name, names),
+            color=colour(name, names),
             marker=MARKERS[place % len(MARKERS)],
             linestyle=LINE_STYLES[place % len(LINE_STYLES)],
             capsize=3,
@@ -243,7 +243,7 @@ def _draw(
                 [b[0] for _, b in drawn],
                 xerr=_bars([a for a, _ in drawn]),
                 yerr=_bars([b for _, b in drawn]),
-                color=_colour(model, names),
+                color=colour(model, names),
                 marker=MARKERS[place % len(MARKERS)],
                 linestyle=LINE_STYLES[place % len(LINE_STYLES)],
                 capsize=2,
@@ -272,7 +272,8 @@ def _log_scale(axes: Axes, which: str) -> None:
     axis.set_minor_formatter(plain if high < 100 * low else NullFormatter())
 
 
-def _colour(name: str, names: Sequence[str]) -> str:
+def colour(name: str, names: Sequence[str]) -> str:
+    """The one colour of a model in every figure; `names` are all models of the evaluation."""
     return COLOURS[names.index(name) % len(COLOURS)]
 
 

@@ -39,6 +39,9 @@ def _check_texts(config: EvaluationConfig) -> None:
     for name in config.evaluations:
         if name not in EVALUATIONS:
             raise ValueError(f"--evaluations names {name!r}; known: {', '.join(EVALUATIONS)}")
+    _check_needs(config)
+    config.tasks_options(seed=config.seed)
+    config.lm_options(seed=config.seed, batch_size=config.batch_size)
     for text in filter(None, (*config.model, config.teacher)):
         parse_model(text)
     for text in (
@@ -50,11 +53,26 @@ def _check_texts(config: EvaluationConfig) -> None:
         parse_scorer(text)
 
 
+def _check_needs(config: EvaluationConfig) -> None:
+    """Refuses an evaluation without what it needs, and tasks without their evaluation."""
+    if not (config.data_path or config.tasks):
+        raise ValueError("nothing to measure: give --data_path, --tasks or both")
+    for name in config.evaluations:
+        needed = EVALUATIONS[name].needs
+        if not getattr(config, needed):
+            raise ValueError(f"--evaluations {name} needs --{needed}")
+    if config.tasks and config.evaluations and "tasks" not in config.evaluations:
+        raise ValueError(
+            f"--tasks names {', '.join(config.tasks)}, but --evaluations leaves tasks out; add it"
+        )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="distill evaluate",
-        description="Measures models on held-out text and on what they write, beside a teacher if "
-        "there is one: evaluation.json, table.txt, plots and index.html in --output_dir.",
+        description="Measures models on held-out text, on what they write and by benchmark tasks, "
+        "beside a teacher if there is one: evaluation.json, table.txt, plots and index.html in "
+        "--output_dir.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )

@@ -40,16 +40,23 @@ def run(config: EvaluationConfig) -> EvaluationReport:
         name: [s for s in _subjects(found, setting) if (name, s.name) not in passed_over]
         for name, found in evaluations.items()
     }
-    for name, subjects in work.items():
-        if subjects:
-            evaluations[name].prepare(subjects)
+    asked = [name for name, subjects in work.items() if subjects]
+    for name in asked:
+        evaluations[name].prepare(work[name])
+    for name in asked:
+        evaluations[name].load_judges()
     facts = _measure_all(evaluations, work, setting)
-    sections = {name: evaluations[name].conclude() for name, subjects in work.items() if subjects}
+    sections = {name: evaluations[name].conclude() for name in asked}
     return _report(config, facts, sections, skipped, total_s=time.monotonic() - started_s)
 
 
 def _names(config: EvaluationConfig) -> Sequence[str]:
-    return [name for name in EVALUATIONS if name in config.evaluations or not config.evaluations]
+    """Those asked for, else all that are given what they need."""
+    return [
+        name
+        for name, kind in EVALUATIONS.items()
+        if (name in config.evaluations if config.evaluations else getattr(config, kind.needs))
+    ]
 
 
 def _subjects(evaluation: Evaluation, setting: Setting) -> list[Subject]:

@@ -63,11 +63,13 @@ class SamplesEvaluation(Evaluation):
         return None
 
     def prepare(self, subjects: Sequence[Subject]) -> None:
-        config = self.setting.config
         for subject in subjects:
             for label, reason in self._choice(subject).reasons.items():
                 self._left_out.append({"model": subject.name, "sampler": label, "reason": reason})
             self._draw_start(subject)
+
+    def load_judges(self) -> None:
+        config = self.setting.config
         device = find_device(config.device)
         self._scorers = [load_scorer(text, config, device=device) for text in config.scorer]
 

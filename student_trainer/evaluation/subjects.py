@@ -138,6 +138,8 @@ class Setting:
         dataset = load_dataset(
             config.data_path,
             text_keys=config.text_keys,
+            keys=config.keys,
+            selection=config.selection,
             tokenizer=first.tokenizer,
             max_seq_len=config.max_seq_len,
             min_chunk_tokens=config.min_chunk_tokens,

@@ -29,10 +29,10 @@ class CodeTaskOptions:
     """Run programs that the denoiser wrote and nobody has read. Without it nothing is asked."""
     accept_weaker_isolation: bool = False
     """Run them also where the kernel gives no namespaces: see `sandbox.isolation.ISOLATIONS`."""
-    num_samples: int = 1
+    num_programs: int = 1
     """Answers to each problem."""
-    k: tuple[int, ...] = (1,)
-    """The k of each pass@k; none above num_samples."""
+    pass_at: tuple[int, ...] = (1,)
+    """The k of each pass@k; none above num_programs."""
     num_fewshot: int | None = None
     """Problems shown solved before each; None as the task has it."""
     limit: int | None = None
@@ -46,9 +46,10 @@ class CodeTaskOptions:
     """Programs that run at a time."""
 
     def __post_init__(self) -> None:
-        if not self.k or min(self.k) < 1 or max(self.k) > self.num_samples:
+        if not self.pass_at or min(self.pass_at) < 1 or max(self.pass_at) > self.num_programs:
             raise ValueError(
-                f"k must lie in [1, num_samples={self.num_samples}], got {list(self.k)}"
+                f"pass_at must lie in [1, num_programs={self.num_programs}], got "
+                f"{list(self.pass_at)}"
             )
         for name in ("num_workers", "limit"):
             value = getattr(self, name)
@@ -57,8 +58,18 @@ class CodeTaskOptions:
         unknown = [name for name in self.data if name not in CODE_TASKS]
         if unknown:
             raise ValueError(
-                f"data is for unknown task {unknown[0]!r}; known: {', '.join(CODE_TASKS)}"
+                f"code_data is for unknown task {unknown[0]!r}; known: {', '.join(CODE_TASKS)}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedCodeTask:
+    """A task that can be put to denoisers: its problems are read, and there is a sandbox."""
+
+    name: str
+    problems: tuple[Problem, ...]
+    isolation: Isolation
+    options: CodeTaskOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +97,7 @@ class CodeTaskResult:
     isolation: Isolation
     """In which the programs ran."""
     distinct_fraction: float
-    """Different answers to a problem over answers; 1 / num_samples says that all were alike, and
+    """Different answers to a problem over answers; 1 / num_programs says that all were alike, and
     then pass@k is pass@1."""
     problems: tuple[SolvedProblem, ...]
 
@@ -96,29 +107,7 @@ class CodeTaskResult:
         return Counter(a.outcome.verdict for p in self.problems for a in p.attempts)
 
 
-def run_code_task(texts: TextDenoiser, name: str, options: CodeTaskOptions) -> CodeTaskResult:
-    """Runs one of CODE_TASKS: reads, asks, runs the answers, counts.
-
-    Raises:
-        ValueError: an unknown task, unusable data, or programs were not confirmed.
-        SandboxError: no isolation that is accepted, or a sandbox that broke.
-    """
-    isolation, problems = prepare_code_task(name, options)
-    task = CODE_TASKS[name]
-    logger.info("asking task=%s num_problems=%d isolation=%s", name, len(problems), isolation)
-    answers = _ask(texts, task, problems, options)
-    solved = tuple(_solve(problems, answers, options, isolation))
-    distinct = sum(len({a.answer for a in problem.attempts}) for problem in solved)
-    return CodeTaskResult(
-        task=name,
-        scores=tuple(_score(name, solved, k) for k in options.k),
-        isolation=isolation,
-        distinct_fraction=distinct / (len(solved) * options.num_samples),
-        problems=solved,
-    )
-
-
-def prepare_code_task(name: str, options: CodeTaskOptions) -> tuple[Isolation, list[Problem]]:
+def prepare_code_task(name: str, options: CodeTaskOptions) -> PreparedCodeTask:
     """Finds out all that could hinder a task before hours of sampling are spent on it.
 
     Raises:
@@ -133,7 +122,32 @@ def prepare_code_task(name: str, options: CodeTaskOptions) -> tuple[Isolation, l
             "to let them run, in a sandbox"
         )
     isolation = find_isolation(accept_weaker=options.accept_weaker_isolation)
-    return isolation, _problems(CODE_TASKS[name], options, path=options.data.get(name))
+    problems = _problems(CODE_TASKS[name], options, path=options.data.get(name))
+    return PreparedCodeTask(
+        name=name, problems=tuple(problems), isolation=isolation, options=options
+    )
+
+
+def run_code_task(texts: TextDenoiser, prepared: PreparedCodeTask) -> CodeTaskResult:
+    """Asks, runs the answers, counts.
+
+    Raises:
+        SandboxError: a sandbox that broke.
+    """
+    name, problems, options = prepared.name, prepared.problems, prepared.options
+    logger.info(
+        "asking task=%s num_problems=%d isolation=%s", name, len(problems), prepared.isolation
+    )
+    answers = _ask(texts, CODE_TASKS[name], problems, options)
+    solved = tuple(_solve(problems, answers, options, prepared.isolation))
+    distinct = sum(len({a.answer for a in problem.attempts}) for problem in solved)
+    return CodeTaskResult(
+        task=name,
+        scores=tuple(_score(name, solved, k) for k in options.pass_at),
+        isolation=prepared.isolation,
+        distinct_fraction=distinct / (len(solved) * options.num_programs),
+        problems=solved,
+    )
 
 
 def _problems(task: CodeTask, options: CodeTaskOptions, *, path: str | None) -> list[Problem]:
@@ -146,14 +160,14 @@ def _problems(task: CodeTask, options: CodeTaskOptions, *, path: str | None) -> 
 def _ask(
     texts: TextDenoiser, task: CodeTask, problems: Sequence[Problem], options: CodeTaskOptions
 ) -> list[str]:
-    """Gets num_samples answers to each problem, those to one problem side by side."""
+    """Gets num_programs answers to each problem, those to one problem side by side."""
     until = (FENCE,) if options.apply_chat_template else task.until
     asked = {"until": list(until), "max_gen_toks": task.max_new_tokens}
     prompts = [
         _chat(texts, problem) if options.apply_chat_template else problem.prompt
         for problem in problems
     ]
-    requests = [(prompt, asked) for prompt in prompts for _ in range(options.num_samples)]
+    requests = [(prompt, asked) for prompt in prompts for _ in range(options.num_programs)]
     return texts.generate_texts(requests)
 
 
@@ -171,7 +185,7 @@ def _solve(
     options: CodeTaskOptions,
     isolation: Isolation,
 ) -> list[SolvedProblem]:
-    size = options.num_samples
+    size = options.num_programs
     asked = [problem for problem in problems for _ in range(size)]
     programs = [problem.program(answer) for problem, answer in zip(asked, answers, strict=True)]
 

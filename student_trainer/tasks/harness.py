@@ -12,6 +12,9 @@ from student_trainer.tasks.scores import TaskScore
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
+SCORING_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
+"""The output_type of tasks that ask for likelihoods."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessOptions:
@@ -43,36 +46,29 @@ class UnsafeTaskError(ValueError):
     """A task of lm-eval that runs the model's programs in this very process."""
 
 
-def run_harness_tasks(
-    denoiser: Denoiser,
-    lm_options: LmOptions,
-    task_names: Sequence[str],
-    options: HarnessOptions,
-) -> HarnessResult:
-    """Runs tasks and groups of lm-eval by their names.
+@dataclass(frozen=True, kw_only=True)
+class HarnessTasks:
+    """Tasks that lm-eval knows and that may be put to denoisers."""
 
-    Args:
-        denoiser: In evaluation mode, with a tokenizer.
-        lm_options: How it generates and scores.
-        task_names: Of tasks, groups and tags.
-        options: How they are put.
+    names: tuple[str, ...]
+    manager: "TaskManager"
+    options: HarnessOptions
+
+    @property
+    def scoring(self) -> list[str]:
+        """Those of them that ask for likelihoods of texts."""
+        configs = [config for name in self.names for config in _configs(name, self.manager)]
+        return [c["task"] for c in configs if c.get("output_type") in SCORING_TYPES]
+
+
+def prepare_harness_tasks(task_names: Sequence[str], options: HarnessOptions) -> HarnessTasks:
+    """Finds tasks, groups and tags by their names, and sees to it that their data are here.
 
     Raises:
         UnsafeTaskError: a task that runs programs; those of ours, in a sandbox, go by
             `code_tasks.CODE_TASKS`.
-        ValueError: an unknown task, or lm-eval is not installed.
+        ValueError: an unknown task, data that cannot be had, or lm-eval is not installed.
     """
-    try:
-        from lm_eval import simple_evaluate  # noqa: PLC0415
-    except ImportError as error:
-        raise ValueError(
-            f"task {task_names[0]!r} is lm-eval's, which is not installed: "
-            "pip install 'dllm-distill[lm-eval]'"
-        ) from error
-    # Only where lm-eval is there.
-    from student_trainer.tasks.denoiser_lm import DenoiserLM  # noqa: PLC0415
-
-    lm = DenoiserLM.of(denoiser, lm_options)
     manager = _task_manager(task_names, options.include_path)
     unknown = [name for name in task_names if name not in manager.all_tasks]
     if unknown:
@@ -81,10 +77,33 @@ def run_harness_tasks(
             f"include_path={options.include_path}; `lm-eval ls tasks` lists them"
         )
     _refuse_unsafe(task_names, manager)
+    _require_data(task_names, manager)
+    return HarnessTasks(names=tuple(task_names), manager=manager, options=options)
+
+
+def run_harness_tasks(
+    denoiser: Denoiser, tasks: HarnessTasks, *, lm_options: LmOptions
+) -> HarnessResult:
+    """Puts tasks to a denoiser.
+
+    Args:
+        denoiser: In evaluation mode, with a tokenizer.
+        tasks: Which, and how they are put.
+        lm_options: How it generates and scores.
+
+    Raises:
+        ValueError: a setting of a task that cannot be honoured.
+    """
+    # Only where lm-eval is there.
+    from lm_eval import simple_evaluate  # noqa: PLC0415
+
+    from student_trainer.tasks.denoiser_lm import DenoiserLM  # noqa: PLC0415
+
+    options = tasks.options
     raw = simple_evaluate(
-        model=lm,
-        tasks=list(task_names),
-        task_manager=manager,
+        model=DenoiserLM.of(denoiser, lm_options),
+        tasks=list(tasks.names),
+        task_manager=tasks.manager,
         num_fewshot=options.num_fewshot,
         limit=options.limit,
         apply_chat_template=options.apply_chat_template,
@@ -102,8 +121,13 @@ def run_harness_tasks(
 
 def _task_manager(task_names: Sequence[str], include_path: str | None) -> "TaskManager":
     """Indexes the user's own tasks, and lm-eval's 14 000 only if one of them is asked for."""
-    from lm_eval.tasks import TaskManager  # noqa: PLC0415
-
+    try:
+        from lm_eval.tasks import TaskManager  # noqa: PLC0415
+    except ImportError as error:
+        raise ValueError(
+            f"task {task_names[0]!r} is lm-eval's, which is not installed: "
+            "pip install 'dllm-distill[lm-eval]'"
+        ) from error
     if include_path is not None:
         if not os.path.isdir(include_path):
             raise ValueError(f"include_path must be a folder of YAML files, got {include_path!r}")
@@ -123,6 +147,15 @@ def _refuse_unsafe(task_names: Sequence[str], manager: "TaskManager") -> None:
                     "process, which is not done here; humaneval and mbpp of our own run them in a "
                     "sandbox"
                 )
+
+
+def _require_data(task_names: Sequence[str], manager: "TaskManager") -> None:
+    """Fetches what tasks need: without it they would fail after hours of other work."""
+    for name in task_names:
+        try:
+            manager.load(name)
+        except OSError as error:
+            raise ValueError(f"the data of task {name!r} cannot be had: {error}") from error
 
 
 def _configs(name: str, manager: "TaskManager") -> Iterator[Mapping[str, Any]]:

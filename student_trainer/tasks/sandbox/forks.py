@@ -1,6 +1,7 @@
 """The forks that bring a program's process about, isolated or not."""
 
 import os
+import select
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -30,10 +31,12 @@ def fork_prepared(prepare: Callable[[], None], run: Callable[[], NoReturn]) -> i
         SandboxError: `prepare` raised OSError; the process has ended.
     """
     told_r, told_w = os.pipe()
+    parent = os.pidfd_open(os.getpid())
     child = os.fork()
     if child == 0:
-        _prepare_and_run(prepare, run, told_w)
+        _prepare_and_run(prepare, run, told_w=told_w, parent=parent)
     os.close(told_w)
+    os.close(parent)
     _raise_what_is_told(told_r)
     return child
 
@@ -52,11 +55,13 @@ def fork_isolated(prepare: Callable[[], None], run: Callable[[], NoReturn]) -> i
     """
     told_r, told_w = os.pipe()
     mapped_r, mapped_w = os.pipe()
+    parent = os.pidfd_open(os.getpid())
     keeper = os.fork()
     if keeper == 0:
         os.close(mapped_w)
-        _keep(prepare, run, told_w=told_w, mapped_r=mapped_r)
+        _keep(prepare, run, told_w=told_w, mapped_r=mapped_r, parent=parent)
     os.close(told_w)
+    os.close(parent)
     os.close(mapped_r)
     with os.fdopen(mapped_w, "wb", buffering=0) as mapped:
         first = os.read(told_r, len(_UNSHARED))
@@ -69,11 +74,18 @@ def fork_isolated(prepare: Callable[[], None], run: Callable[[], NoReturn]) -> i
 
 
 def _keep(
-    prepare: Callable[[], None], run: Callable[[], NoReturn], *, told_w: int, mapped_r: int
+    prepare: Callable[[], None],
+    run: Callable[[], NoReturn],
+    *,
+    told_w: int,
+    mapped_r: int,
+    parent: int,
 ) -> NoReturn:
     """What the keeper does, from its fork to its end."""
     try:
         system_calls.die_with_parent()
+        _end_if_ended(parent)
+        keeper = os.pidfd_open(os.getpid())
         system_calls.unshare(_NAMESPACES)
     except OSError as error:
         os.write(told_w, str(error).encode())
@@ -83,22 +95,35 @@ def _keep(
         os._exit(1)
     first = os.fork()
     if first == 0:
-        _prepare_and_run(prepare, run, told_w)
+        _prepare_and_run(prepare, run, told_w=told_w, parent=keeper)
     os.close(told_w)
     _, status = os.waitpid(first, 0)
     os._exit(128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
 
 
 def _prepare_and_run(
-    prepare: Callable[[], None], run: Callable[[], NoReturn], told_w: int
+    prepare: Callable[[], None], run: Callable[[], NoReturn], *, told_w: int, parent: int
 ) -> NoReturn:
     try:
         prepare()
+        _end_if_ended(parent)
     except OSError as error:
         os.write(told_w, str(error).encode())
         os._exit(1)
     os.close(told_w)
     run()
+
+
+def _end_if_ended(parent: int) -> None:
+    """Ends this process if its parent, a pidfd, has ended; else closes the pidfd.
+
+    The kernel's signal of a parent's death comes only for what happens after it was asked for.
+    """
+    poll = select.poll()
+    poll.register(parent, select.POLLIN)
+    if poll.poll(0):
+        os._exit(1)
+    os.close(parent)
 
 
 def _raise_what_is_told(told_r: int, first: bytes = b"") -> None:

@@ -40,6 +40,16 @@ metric_list:
   - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
 """
 
+_LOST = """
+task: our_lost
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/nowhere.jsonl}}, cache_dir: {folder}/cache}}
+test_split: test
+output_type: generate_until
+doc_to_text: ""
+doc_to_target: ""
+"""
+
 _UNSAFE = """
 task: our_unsafe
 dataset_path: json
@@ -57,7 +67,7 @@ def write(folder: Path) -> Path:
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     tasks = folder / "tasks"
     tasks.mkdir()
-    for name, text in (("choice", _CHOICE), ("writing", _WRITE)):
+    for name, text in (("choice", _CHOICE), ("writing", _WRITE), ("lost", _LOST)):
         filled = text.format(folder=folder, max_gen_toks=MAX_GEN_TOKS)
         (tasks / f"{name}.yaml").write_text(filled, encoding="utf-8")
     (tasks / "unsafe.yaml").write_text(_UNSAFE, encoding="utf-8")

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from student_trainer.tasks import code_tasks
-from student_trainer.tasks.code_tasks import CodeTaskOptions, run_code_task
+from student_trainer.tasks.code_tasks import CodeTaskOptions, prepare_code_task, run_code_task
 from student_trainer.tasks.model_args import read_model_args
 from student_trainer.tasks.pass_at_k import pass_at_k
 from student_trainer.tasks.text_denoiser import TextDenoiser
@@ -39,6 +38,10 @@ def options_of(data, **more):
     )
 
 
+def run(texts, data, **more):
+    return run_code_task(texts, prepare_code_task("humaneval", options_of(data, **more)))
+
+
 def passes(prompt, answer):
     """Runs in this process what we wrote ourselves, but for the answer in a string."""
     try:
@@ -49,7 +52,7 @@ def passes(prompt, answer):
 
 
 def test_pass_at_k_is_that_of_the_answers_run_one_by_one(texts, data):
-    result = run_code_task(texts, "humaneval", options_of(data, num_samples=NUM_SAMPLES, k=(1, 3)))
+    result = run(texts, data, num_programs=NUM_SAMPLES, pass_at=(1, 3))
 
     found = [[a.outcome.verdict == "passed" for a in p.attempts] for p in result.problems]
     answers = [[a.answer for a in p.attempts] for p in result.problems]
@@ -70,8 +73,8 @@ def test_pass_at_k_is_that_of_the_answers_run_one_by_one(texts, data):
 
 
 def test_answers_are_those_of_the_sampler_whatever_the_number_of_problems(texts, data):
-    whole = run_code_task(texts, "humaneval", options_of(data, num_samples=2))
-    part = run_code_task(texts, "humaneval", options_of(data, num_samples=2, limit=1))
+    whole = run(texts, data, num_programs=2)
+    part = run(texts, data, num_programs=2, limit=1)
 
     assert [p.task_id for p in part.problems] == ["Ours/0"]
     assert part.problems[0] == whole.problems[0]
@@ -89,7 +92,7 @@ def test_a_chat_is_asked_in_the_words_of_its_template(tiny_denoiser, texts, data
 
     monkeypatch.setattr(texts, "generate_texts", listen)
 
-    run_code_task(texts, "humaneval", options_of(data, apply_chat_template=True, limit=1))
+    run(texts, data, apply_chat_template=True, limit=1)
 
     ((prompt, request),) = asked
     assert prompt.startswith("<user>Write a solution to the following problem")
@@ -97,19 +100,16 @@ def test_a_chat_is_asked_in_the_words_of_its_template(tiny_denoiser, texts, data
     assert request["until"] == ["```"]
 
 
-def test_nothing_is_asked_before_it_is_confirmed(texts, data, monkeypatch):
-    monkeypatch.setattr(code_tasks, "run_sandboxed", None)
-    options = CodeTaskOptions(data=data)
-
+def test_nothing_is_prepared_before_it_is_confirmed(data):
     with pytest.raises(ValueError, match="--confirm_run_unsafe_code"):
-        run_code_task(texts, "humaneval", options)
+        prepare_code_task("humaneval", CodeTaskOptions(data=data))
 
 
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"k": (2,)}, r"k must lie in \[1, num_samples=1\], got \[2\]"),
-        ({"k": ()}, "k must lie in"),
+        ({"pass_at": (2,)}, r"pass_at must lie in \[1, num_programs=1\], got \[2\]"),
+        ({"pass_at": ()}, "pass_at must lie in"),
         ({"num_workers": 0}, "num_workers must be at least 1"),
         ({"limit": 0}, "limit must be at least 1"),
         ({"data": {"humanevil": "x"}}, "unknown task 'humanevil'; known: humaneval"),
