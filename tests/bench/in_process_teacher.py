@@ -16,6 +16,8 @@ _NO_LIMIT = 2**31 - 1
 class InProcessTeacher:
     """A `TargetSource` that holds the teacher's weights and runs it, one sequence at a time."""
 
+    sharded_head = None
+
     def __init__(self, denoiser: Denoiser) -> None:
         info = denoiser.info
         self._denoiser = denoiser

@@ -42,7 +42,7 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
         if fields["teacher"] is not None:
             teacher = InProcessTeacher(checkpoints.load_denoiser(fields["teacher"]))
-            stack.enter_context(mock.patch.object(train, "_connect", lambda *_: teacher))
+            stack.enter_context(mock.patch.object(train, "connect_teacher", lambda *_: teacher))
         code = train.main(arguments)
     if code != 0:
         sys.exit(code)
