@@ -189,6 +189,26 @@ def test_a_store_of_another_run_is_refused_by_the_setting_that_differs(
     assert "does not hold the state of sequence" in capsys.readouterr().err
 
 
+def test_trajectories_of_another_sampler_are_refused_by_the_setting_that_differs(
+    data, settings, tmp_path, capsys
+):
+    settings = settings | TRAJECTORY | {"train.max_steps": 1}
+    store = tmp_path / "store"
+    assert precompute_run(store, tmp_path, data, settings) == 0
+    capsys.readouterr()
+    for setting, value, mend in (
+        ("distill.diffusion_sampling_alg", "maskgit_plus", "p2"),
+        ("distill.num_sampling_steps", 14, "12"),
+        ("distill.diffusion_temperature", 1.5, "0.7"),
+        ("distill.diffusion_top_k", 3, "200"),
+        ("distill.diffusion_suppress_mask_token", False, "True"),
+        ("distill.diffusion_guidance_scale", 1.0, "0.0"),
+    ):
+        other = settings | stored(store) | {setting: value}
+        assert train.main(training.arguments(tmp_path / "out", data, other)) == 1
+        assert f"set --{setting}={mend}" in capsys.readouterr().err
+
+
 def test_a_data_set_is_stored_once_and_trained_from_for_several_epochs(
     data, settings, tmp_path, tiny_checkpoint, server
 ):
