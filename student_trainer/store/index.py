@@ -1,8 +1,9 @@
 """The index: what a store is and which shards it has; one file for each writer."""
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -130,6 +131,33 @@ def count(shards: Sequence[ShardEntry]) -> dict[str, int]:
     return totals | {"num_dropped_units": sum(len(entry.dropped_units) for entry in shards)}
 
 
+def index_names(folder: StoreFolder) -> list[str]:
+    """The index files of a folder, sorted."""
+    return [name for name in folder.names() if _INDEX_NAME.fullmatch(name)]
+
+
+@contextlib.contextmanager
+def locked_indices(folder: StoreFolder, *names: str) -> Iterator[dict[str, StoreIndex]]:
+    """All indices of a folder, while no writer can add to them; to change them.
+
+    They are read under their locks: a writer may have finished since they were listed.
+
+    Args:
+        names: of indices that are locked even if they are not there.
+
+    Raises:
+        StoreError: a writer is at work.
+        StoreMismatchError: as in `read_indices`.
+    """
+    with contextlib.ExitStack() as stack:
+        locked: set[str] = set()
+        while wanted := {*names, *index_names(folder)} - locked:
+            for name in sorted(wanted):
+                stack.enter_context(folder.lock(name))
+            locked |= wanted
+        yield read_indices(folder)
+
+
 def read_indices(folder: StoreFolder) -> dict[str, StoreIndex]:
     """All indices of a folder by their names; none where there is no store.
 
@@ -137,13 +165,12 @@ def read_indices(folder: StoreFolder) -> dict[str, StoreIndex]:
         StoreMismatchError: they are of different teachers or questions.
     """
     found: dict[str, StoreIndex] = {}
-    for name in folder.names():
-        if _INDEX_NAME.fullmatch(name):
-            where = f"{folder.url}/{name}"
-            try:
-                found[name] = StoreIndex.from_bytes(folder.read(name), where=where)
-            except FileNotFoundError:
-                continue  # merged away since it was listed
+    for name in index_names(folder):
+        where = f"{folder.url}/{name}"
+        try:
+            found[name] = StoreIndex.from_bytes(folder.read(name), where=where)
+        except FileNotFoundError:
+            continue  # merged away since it was listed
     first: StoreIndex | None = None
     for name, index in found.items():
         if first is not None:

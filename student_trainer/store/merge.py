@@ -7,7 +7,13 @@ from dataclasses import replace
 
 from student_trainer.store.errors import StoreError
 from student_trainer.store.folder import StoreFolder
-from student_trainer.store.index import StoreIndex, WorkShare, all_finished, read_indices
+from student_trainer.store.index import (
+    StoreIndex,
+    WorkShare,
+    all_finished,
+    locked_indices,
+    read_indices,
+)
 
 
 def merge(
@@ -27,10 +33,7 @@ def merge(
     """
     whole = WorkShare()
     with StoreFolder(target) as folder, contextlib.ExitStack() as stack:
-        stack.enter_context(folder.lock(whole.index_name))
-        own = read_indices(folder)
-        for name in own.keys() - {whole.index_name}:
-            stack.enter_context(folder.lock(name))
+        own = stack.enter_context(locked_indices(folder, whole.index_name))
         others = []
         for source in sources:
             other = stack.enter_context(StoreFolder(source))

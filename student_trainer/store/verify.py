@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from student_trainer.store.errors import StoreError
 from student_trainer.store.folder import StoreFolder
 from student_trainer.store.head import head_name, load_head
-from student_trainer.store.index import ShardEntry, StoreIndex, read_indices
+from student_trainer.store.index import ShardEntry, StoreIndex, locked_indices, read_indices
 from student_trainer.store.shard import Shard
 
 
@@ -34,13 +34,11 @@ def verify(url: str | os.PathLike[str], *, drop: bool = False) -> list[Problem]:
         StoreError: there is no store, or, with drop, a writer is at work on it.
     """
     with StoreFolder(url) as folder, contextlib.ExitStack() as stack:
-        indices = read_indices(folder)
+        indices = stack.enter_context(locked_indices(folder)) if drop else read_indices(folder)
         if not indices:
             raise StoreError(f"{folder.url} holds no store (no index.json)")
         problems: list[Problem] = []
         for name, index in indices.items():
-            if drop:
-                stack.enter_context(folder.lock(name))
             kept = []
             for entry in index.shards:
                 mended, found = _check_shard(folder, entry, drop=drop)
