@@ -99,6 +99,18 @@ def test_training_from_the_store_of_a_run_has_the_losses_of_the_live_run(
     assert found == live
 
 
+@pytest.mark.parametrize("encoding", ["hidden", "top_k", "logits"])
+def test_shards_in_which_nothing_is_masked_are_trained_from(data, settings, tmp_path, encoding):
+    settings = settings | {"train.t_max": 0.03, "data.max_seq_len": 32, "train.max_steps": 2}
+    settings |= {"distill.encoding": encoding}
+    store = tmp_path / "store"
+    live = curve(tmp_path / "live", data, settings)
+    assert precompute_run(store, tmp_path, data, settings, "--max_shard_mib=0.0001") == 0
+    with StoreReader(store) as reader:
+        assert 0 in [entry.num_positions for entry in reader.entries]
+    assert curve(tmp_path / "stored", data, settings | stored(store)) == live
+
+
 @pytest.fixture(params=["block_causal", "uniform"])
 def other_teacher(request, tiny_tokenizer, tmp_path) -> Path:
     """Teachers that must be told more than a state: clean earlier blocks; times and positions."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from safetensors import safe_open
@@ -51,6 +52,22 @@ def test_a_record_comes_back_as_the_same_payload(targets):
     back = RecordDecoder(found, record_format).record(0).targets
     if len(targets.positions):
         assert codec.encode_targets(back) == codec.encode_targets(targets)
+
+
+@pytest.mark.parametrize("kind", [codec.Hidden, codec.Logits])
+def test_records_without_positions_keep_the_width_of_their_values(kind):
+    values = codec.Values(dtype="f32", data=np.zeros((0, 5), dtype="<f4"))
+    targets = replace(
+        records.example(),
+        positions=np.zeros(0, dtype="<i4"),
+        distribution=kind(values=values),
+    )
+    record_format = RecordFormat.of(targets, mask_token_id=12)
+    record = StoredRecord(targets=targets, t=0.5, num_maskable=4)
+    found = store_columns.to_columns([Unit(key=bytes(16), records=(record,))], record_format)
+    distribution = RecordDecoder(found, record_format).record(0).targets.distribution
+    assert isinstance(distribution, kind)
+    assert distribution.values.data.shape == (0, 5)
 
 
 @pytest.mark.parametrize("url", ["local", "memory://store_of_a_test"])
