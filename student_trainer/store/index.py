@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from student_trainer.store.identity import StoreIdentity
 
 FORMAT = "dllm-distill target store"
 VERSION = 1
+CORRUPT_PREFIX = "corrupt-"
+"""Begins the name of a shard that was taken out of its index."""
 _INDEX_NAME = re.compile(r"index(-(?P<number>\d+)-of-(?P<total>\d+))?\.json")
 
 
@@ -45,6 +47,12 @@ class WorkShare:
     def shard_name(self, number: int) -> str:
         """The writer's shard with this number."""
         return f"shard{self._suffix}-{number:05}.safetensors"
+
+    def next_number(self, names: Iterable[str]) -> int:
+        """After the largest number among files of the writer, those taken out as corrupt too."""
+        pattern = re.compile(rf"({CORRUPT_PREFIX})?shard{self._suffix}-(?P<number>\d+)\..*")
+        matches = map(pattern.fullmatch, names)
+        return max((int(match["number"]) + 1 for match in matches if match), default=0)
 
     @property
     def _suffix(self) -> str:

@@ -84,15 +84,13 @@ def _copy(
 ) -> StoreIndex:
     known = {entry.sha256 for entry in merged.shards}
     taken = {entry.name for entry in merged.shards} | set(folder.names())
-    number = 0
+    number = whole.next_number(taken)
     for index in indices.values():
         for entry in index.shards:
             if entry.sha256 in known:
                 continue
-            while whole.shard_name(number) in taken:
-                number += 1
             new_name = whole.shard_name(number)
-            taken.add(new_name)
+            number += 1
             folder.copy_from(other, entry.name, new_name=new_name)
             merged = merged.with_shard(replace(entry, name=new_name))
             known.add(entry.sha256)

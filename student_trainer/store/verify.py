@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from student_trainer.store.errors import StoreError
 from student_trainer.store.folder import StoreFolder
 from student_trainer.store.head import head_name, load_head
-from student_trainer.store.index import ShardEntry, StoreIndex, locked_indices, read_indices
+from student_trainer.store.index import CORRUPT_PREFIX, ShardEntry, StoreIndex, locked_indices, read_indices
 from student_trainer.store.shard import Shard
 
 
@@ -66,7 +66,7 @@ def _check_shard(
     except (StoreError, FileNotFoundError) as error:
         if drop:
             with contextlib.suppress(FileNotFoundError):
-                folder.rename(entry.name, f"corrupt-{entry.name}")
+                folder.rename(entry.name, f"{CORRUPT_PREFIX}{entry.name}")
         problem = Problem(file=entry.name, reason=str(error), num_units=entry.num_units)
         return [] if drop else [entry], [problem]
     new = {unit: reason for unit, reason in corrupt.items() if unit not in entry.dropped_units}

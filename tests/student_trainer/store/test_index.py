@@ -56,3 +56,21 @@ def test_indices_are_not_changed_under_a_writer(tmp_path, change: Callable[[Path
         pytest.raises(StoreError, match=f"another process writes {SHARE.index_name}"),
     ):
         change(tmp_path)
+
+
+def test_a_number_follows_all_that_the_writer_ever_had():
+    assert SHARE.next_number([]) == 0
+    names = [SHARE.shard_name(4), f"corrupt-{SHARE.shard_name(7)}", "shard-00009.safetensors"]
+    assert SHARE.next_number(names) == 8
+    assert WorkShare().next_number(names) == 10
+
+
+def test_shards_merged_into_a_store_do_not_take_the_number_of_a_corrupt_one(tmp_path):
+    store, source = tmp_path / "store", tmp_path / "source"
+    write(store, range(1))
+    write(source, range(1, 2))
+    (store / "shard-00000.safetensors").rename(store / "corrupt-shard-00000.safetensors")
+    verify(store, drop=True)
+    merge(store, [source])
+    with StoreReader(store) as reader:
+        assert [entry.name for entry in reader.entries] == ["shard-00001.safetensors"]

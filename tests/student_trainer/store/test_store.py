@@ -136,6 +136,16 @@ def test_a_flipped_bit_is_named_and_given_up_only_if_asked(tmp_path):
         assert len(reader) == 5 and reader.find(unit(2).key) is None
 
 
+def test_a_shard_that_was_taken_out_is_kept_when_the_next_one_is_damaged(tmp_path):
+    for number in range(3):
+        write(tmp_path, range(number, number + 1))
+        path = tmp_path / f"shard-{number:05}.safetensors"
+        path.write_bytes(str(number).encode())
+        verify(tmp_path, drop=True)
+    kept = sorted(tmp_path.glob("corrupt-*"))
+    assert [path.read_bytes() for path in kept] == [b"0", b"1", b"2"]
+
+
 def test_a_cut_file_is_named_and_given_up_only_if_asked(tmp_path):
     write(tmp_path)
     path = tmp_path / "shard-00001.safetensors"
