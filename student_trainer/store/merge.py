@@ -96,5 +96,5 @@ def _copy(
             known.add(entry.sha256)
     for name in other.names():
         if name.startswith("head-") and name not in taken:
-            folder.copy_from(other, name, new_name=name)
+            folder.copy_from(other, name, new_name=name, is_locked=False)
     return merged

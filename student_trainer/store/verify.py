@@ -9,7 +9,13 @@ from dataclasses import dataclass, replace
 from student_trainer.store.errors import StoreError
 from student_trainer.store.folder import StoreFolder
 from student_trainer.store.head import head_name, load_head
-from student_trainer.store.index import CORRUPT_PREFIX, ShardEntry, StoreIndex, locked_indices, read_indices
+from student_trainer.store.index import (
+    CORRUPT_PREFIX,
+    ShardEntry,
+    StoreIndex,
+    locked_indices,
+    read_indices,
+)
 from student_trainer.store.shard import Shard
 
 
