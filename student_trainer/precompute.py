@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from masked_diffusion import checkpoints, pretrained
 from masked_diffusion.families import Denoiser
 from protos import errors
 from student_trainer import config_file, train
@@ -31,7 +30,7 @@ from student_trainer.store.reader import StoreReader
 from student_trainer.store.records import Unit
 from student_trainer.store.writer import StoreWriter
 from student_trainer.stored_plan import SequentialPlan, dataset_key, dataset_plan, run_plan
-from student_trainer.student_config import read_config
+from student_trainer.student import StudentSpec, outline_student
 from student_trainer.targets import RemoteTeacher
 from student_trainer.teacher_folder import link_with_config
 from student_trainer.teacher_process import TeacherEndedError, TeacherStartError
@@ -183,17 +182,23 @@ def _save_head(output_path: str, teacher: RemoteTeacher) -> None:
 def _without_weights(config: Config) -> Denoiser:
     """The facts and the tokenizer of the student, or of the teacher where there is none yet."""
     model = config.model
-    path = model.model_path or model.config_path or config.distill.teacher_model_path
-    if path is None:
+    paths = (model.model_path, model.config_path, config.distill.teacher_model_path)
+    if not any(paths):
         raise config_file.ConfigError(
             "nobody says how the data is tokenized; give --tokenizer_path (a folder with "
             "config.json and the tokenizer) beside --teacher_address"
         )
-    path = os.path.expanduser(path)
-    model_config = read_config(path)
-    tokenizer = pretrained.load_tokenizer(path, model_config, trust_remote_code=False)
-    with torch.device("meta"):
-        return checkpoints.new_denoiser(model_config, tokenizer, seed=0)
+    model_path, config_path, teacher_model_path = (
+        None if path is None else os.path.expanduser(path) for path in paths
+    )
+    return outline_student(
+        StudentSpec(
+            model_path=model_path,
+            config_path=config_path,
+            config_overrides=dict(model.config_overrides),
+            teacher_model_path=teacher_model_path,
+        )
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """From the command line of a precompute to a student that was trained from its store."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +98,25 @@ def test_training_from_the_store_of_a_run_has_the_losses_of_the_live_run(
     found = curve(tmp_path / "stored", data, settings | stored(store))
     # Equal targets, so equal in every bit, although 1e-6 is what is promised.
     assert found == live
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_a_student_without_a_tokenizer_has_the_teachers_and_its_overrides(
+    *, data, settings, tmp_path, tiny_checkpoint, is_file
+):
+    folder = tmp_path / "student"
+    folder.mkdir()
+    path = folder / "config.json"
+    values = json.loads((tiny_checkpoint / "config.json").read_text())
+    # Of the config alone, the teacher would be refused: its mask is another.
+    mask_token_id = values.pop("mask_token_id")
+    path.write_text(json.dumps(values | {"mask_token_id": mask_token_id - 1}))
+    settings = settings | {"model.config_path": path if is_file else folder, "train.max_steps": 1}
+    settings |= {"model.config_overrides": {"num_hidden_layers": 1, "mask_token_id": mask_token_id}}
+    store = tmp_path / "store"
+    live = curve(tmp_path / "live", data, settings)
+    assert precompute_run(store, tmp_path, data, settings) == 0
+    assert curve(tmp_path / "stored", data, settings | stored(store)) == live
 
 
 @pytest.mark.parametrize("encoding", ["hidden", "top_k", "logits"])
