@@ -18,6 +18,7 @@ from masked_diffusion.families import Denoiser
 from protos import errors
 from student_trainer import config_file, train
 from student_trainer.config import Config
+from student_trainer.interrupt import StopRequest
 from student_trainer.parallel import Parallel
 from student_trainer.precompute_options import PrecomputeOptions, parse
 from student_trainer.prefetch import Prefetcher
@@ -42,7 +43,11 @@ EXIT_MISUSED = 2
 
 
 def run(options: PrecomputeOptions) -> dict[str, int]:
-    """Computes what the store misses; returns the writer's totals."""
+    """Computes what the store misses; returns the writer's totals.
+
+    SIGTERM ends it after the micro-step that is waited for: what was computed is published, and
+    the next run makes the rest.
+    """
     parallel = Parallel(device=torch.device("cpu"))
     with contextlib.ExitStack() as stack:
         options = _with_local_folders(options, stack)
@@ -56,6 +61,8 @@ def run(options: PrecomputeOptions) -> dict[str, int]:
         denoiser = _without_weights(config)
         train.check_fits(denoiser.info, teacher, config)
         work = _work(options, denoiser, teacher, parallel)
+        # Left last of what follows: a second one does not stop the open shard's being published.
+        request = stack.enter_context(StopRequest())
         writer = stack.enter_context(
             StoreWriter(
                 options.output_path,
@@ -77,7 +84,13 @@ def run(options: PrecomputeOptions) -> dict[str, int]:
             for units in prefetcher:
                 for unit in units:
                     writer.add(unit)
-        writer.finish()
+                if request.is_set:
+                    break
+        if request.is_set:
+            writer.flush()
+            logger.warning("stopped signal=SIGTERM; run it again to compute the rest")
+        else:
+            writer.finish()
         return writer.counts
 
 

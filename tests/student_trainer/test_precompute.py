@@ -1,6 +1,7 @@
 """From the command line of a precompute to a student that was trained from its store."""
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from masked_diffusion import checkpoints
 from masked_diffusion.families.mdlm_config import MdlmConfig
 from protos import codec
 from student_trainer import precompute, train
-from student_trainer.store import StoreReader
+from student_trainer.store import StoreReader, StoreWriter
 from student_trainer.store.merge import merge
+from student_trainer.store.records import Unit
 from student_trainer.store.verify import verify
 from tests import training
 from tests.fixtures import block_diffusion
@@ -299,6 +301,27 @@ def test_a_store_may_lie_at_any_url(data, settings, tmp_path, tiny_checkpoint, s
     assert merge(store).finished
     assert verify(store) == []
     assert all(kd > 0 for _, _, kd, _ in curve(tmp_path, data, settings | stored(store)))
+
+
+def test_a_termination_keeps_what_was_computed_and_the_next_run_makes_the_rest(
+    data, tmp_path, tiny_checkpoint, server, monkeypatch
+):
+    address = f"--teacher_address={server.address}"
+    add = StoreWriter.add
+
+    def add_and_terminate(writer: StoreWriter, unit: Unit) -> None:
+        add(writer, unit)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(StoreWriter, "add", add_and_terminate)
+    store = tmp_path / "store"
+    assert precompute_data(store, data, tiny_checkpoint, address, "--max_examples=12") == 0
+    with StoreReader(store) as reader:
+        assert len(reader) == 4 and not reader.finished
+    monkeypatch.undo()
+    assert precompute_data(store, data, tiny_checkpoint, address, "--max_examples=12") == 0
+    with StoreReader(store) as reader:
+        assert len(reader) == 12 and reader.finished
 
 
 def test_one_worker_asks_several_servers(data, tmp_path, tiny_checkpoint, tiny_denoiser, server):
