@@ -18,6 +18,7 @@ except ImportError:  # Windows has no flock; two writers of one index are then t
     fcntl = None  # type: ignore[assignment]
 
 _LOCAL_PROTOCOLS = ("file", "local")
+_DIGEST_CHARACTERS = 16
 
 
 class StoreFolder:
@@ -117,13 +118,18 @@ class StoreFolder:
         """Copies a file of another folder; see `publish`."""
         self.publish(new_name, other.read(name), is_locked=is_locked)
 
-    def local_path(self, name: str) -> Path:
-        """Where the file can be opened by memory map; copies a remote one first."""
+    def local_path(self, name: str, *, sha256: str = "") -> Path:
+        """Where the file can be opened by memory map; copies a remote one first.
+
+        Args:
+            sha256: of its content, where its name does not say it: the cache may have a file of the
+                same name from another store, or from an earlier one at this place.
+        """
         if self.is_local:
             return Path(self._root) / name
-        path = self._cache() / name
+        path = self._cache() / f"{sha256[:_DIGEST_CHARACTERS]}{name}"
         if not path.exists():
-            partial = path.with_name(f".{name}.{os.getpid()}.partial")
+            partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
             # A file that is gone is missing here too, for the one who opens it to say so.
             with contextlib.suppress(FileNotFoundError):
                 with self._fs.open(self._path(name), "rb") as source, partial.open("wb") as target:

@@ -172,17 +172,29 @@ def read_indices(folder: StoreFolder) -> dict[str, StoreIndex]:
     Raises:
         StoreMismatchError: they are of different teachers or questions.
     """
-    found: dict[str, StoreIndex] = {}
+    return parse_indices(index_contents(folder), where=folder.url)
+
+
+def index_contents(folder: StoreFolder) -> dict[str, bytes]:
+    """The index files of a folder by their names, unread."""
+    contents = {}
     for name in index_names(folder):
-        where = f"{folder.url}/{name}"
-        try:
-            found[name] = StoreIndex.from_bytes(folder.read(name), where=where)
-        except FileNotFoundError:
-            continue  # merged away since it was listed
+        # One may be merged away since it was listed.
+        with contextlib.suppress(FileNotFoundError):
+            contents[name] = folder.read(name)
+    return contents
+
+
+def parse_indices(contents: Mapping[str, bytes], *, where: str) -> dict[str, StoreIndex]:
+    """Reads the index files of the folder `where`; errors as in `read_indices`."""
+    found = {
+        name: StoreIndex.from_bytes(content, where=f"{where}/{name}")
+        for name, content in contents.items()
+    }
     first: StoreIndex | None = None
     for name, index in found.items():
         if first is not None:
-            first.identity.check_same(index.identity, where=folder.url, whose=name)
+            first.identity.check_same(index.identity, where=where, whose=name)
         first = first or index
     return found
 

@@ -61,7 +61,7 @@ def _check_shard(
     folder: StoreFolder, entry: ShardEntry, *, drop: bool
 ) -> tuple[list[ShardEntry], list[Problem]]:
     try:
-        path = folder.local_path(entry.name)
+        path = folder.local_path(entry.name, sha256=entry.sha256)
         if path.stat().st_size == entry.num_bytes:
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256:

@@ -87,6 +87,25 @@ def test_units_are_found_by_key_and_a_reader_follows_a_writer(url, tmp_path):
             )
 
 
+def test_stores_may_share_a_cache_of_remote_files(tmp_path):
+    for number in range(2):
+        url = f"memory://cached_store_{number}"
+        write(url, range(number, number + 1 + number))
+        with StoreReader(url, cache_folder=tmp_path) as reader:
+            place = reader.find(unit(number).key)
+            assert place is not None and place.read().key == unit(number).key
+
+
+def test_looking_again_sorts_nothing_until_something_was_added(tmp_path):
+    with StoreWriter(tmp_path, IDENTITY, max_shard_bytes=1) as writer, StoreReader(tmp_path) as r:
+        writer.add(unit(0))
+        assert r.refresh()
+        version, places = r.version, r._snapshot.by_key
+        writer.finish()
+        assert not r.refresh() and r.finished
+        assert r.version == version and r._snapshot.by_key is places
+
+
 def test_the_library_reads_a_shard(tmp_path):
     write(tmp_path, range(1))
     with safe_open(tmp_path / "shard-00000.safetensors", framework="numpy") as file:
