@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from masked_diffusion import checkpoints, pretrained
 from masked_diffusion.families import Denoiser
 from protos import errors
 from student_trainer import config_file, train
 from student_trainer.config import Config
+from student_trainer.interrupt import StopRequest
 from student_trainer.parallel import Parallel
 from student_trainer.precompute_options import PrecomputeOptions, parse
 from student_trainer.prefetch import Prefetcher
@@ -31,7 +31,7 @@ from student_trainer.store.reader import StoreReader
 from student_trainer.store.records import Unit
 from student_trainer.store.writer import StoreWriter
 from student_trainer.stored_plan import SequentialPlan, dataset_key, dataset_plan, run_plan
-from student_trainer.student_config import read_config
+from student_trainer.student import StudentSpec, outline_student
 from student_trainer.targets import RemoteTeacher
 from student_trainer.teacher_folder import link_with_config
 from student_trainer.teacher_process import TeacherEndedError, TeacherStartError
@@ -43,7 +43,11 @@ EXIT_MISUSED = 2
 
 
 def run(options: PrecomputeOptions) -> dict[str, int]:
-    """Computes what the store misses; returns the writer's totals."""
+    """Computes what the store misses; returns the writer's totals.
+
+    SIGTERM ends it after the micro-step that is waited for: what was computed is published, and
+    the next run makes the rest.
+    """
     parallel = Parallel(device=torch.device("cpu"))
     with contextlib.ExitStack() as stack:
         options = _with_local_folders(options, stack)
@@ -57,6 +61,8 @@ def run(options: PrecomputeOptions) -> dict[str, int]:
         denoiser = _without_weights(config)
         train.check_fits(denoiser.info, teacher, config)
         work = _work(options, denoiser, teacher, parallel)
+        # Left last of what follows: a second one does not stop the open shard's being published.
+        request = stack.enter_context(StopRequest())
         writer = stack.enter_context(
             StoreWriter(
                 options.output_path,
@@ -78,7 +84,13 @@ def run(options: PrecomputeOptions) -> dict[str, int]:
             for units in prefetcher:
                 for unit in units:
                     writer.add(unit)
-        writer.finish()
+                if request.is_set:
+                    break
+        if request.is_set:
+            writer.flush()
+            logger.warning("stopped signal=SIGTERM; run it again to compute the rest")
+        else:
+            writer.finish()
         return writer.counts
 
 
@@ -183,17 +195,23 @@ def _save_head(output_path: str, teacher: RemoteTeacher) -> None:
 def _without_weights(config: Config) -> Denoiser:
     """The facts and the tokenizer of the student, or of the teacher where there is none yet."""
     model = config.model
-    path = model.model_path or model.config_path or config.distill.teacher_model_path
-    if path is None:
+    paths = (model.model_path, model.config_path, config.distill.teacher_model_path)
+    if not any(paths):
         raise config_file.ConfigError(
             "nobody says how the data is tokenized; give --tokenizer_path (a folder with "
             "config.json and the tokenizer) beside --teacher_address"
         )
-    path = os.path.expanduser(path)
-    model_config = read_config(path)
-    tokenizer = pretrained.load_tokenizer(path, model_config, trust_remote_code=False)
-    with torch.device("meta"):
-        return checkpoints.new_denoiser(model_config, tokenizer, seed=0)
+    model_path, config_path, teacher_model_path = (
+        None if path is None else os.path.expanduser(path) for path in paths
+    )
+    return outline_student(
+        StudentSpec(
+            model_path=model_path,
+            config_path=config_path,
+            config_overrides=dict(model.config_overrides),
+            teacher_model_path=teacher_model_path,
+        )
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

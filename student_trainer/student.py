@@ -17,7 +17,14 @@ from student_trainer.initialization import copy_from_teacher
 from student_trainer.student_config import StudentSpec, read_config
 from student_trainer.wire import TeacherDescription
 
-__all__ = ["StudentSpec", "TeacherFacts", "build_student", "check_vocabulary", "common_info"]
+__all__ = [
+    "StudentSpec",
+    "TeacherFacts",
+    "build_student",
+    "check_vocabulary",
+    "common_info",
+    "outline_student",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +57,24 @@ def build_student(
     if spec.model_path is not None:
         loaded = checkpoints.load_denoiser(spec.model_path, device=device, dtype=dtype)
         return loaded.train()
-    sources = [path for path in (spec.config_path, spec.teacher_model_path) if path is not None]
-    config = read_config(sources[0], spec.all_overrides)
-    tokenizer = _find_tokenizer(sources, config)
+    config, tokenizer = _read_parts(spec)
     denoiser = checkpoints.new_denoiser(config, tokenizer, seed=spec.seed)
     # In the final dtype first: a copied bfloat16 weight then never exists in float32.
     denoiser.to(dtype=dtype)
     if spec.init_from_teacher and spec.teacher_model_path is not None:
         copy_from_teacher(denoiser, spec.teacher_model_path, layers=spec.teacher_layers)
     return denoiser.to(device)
+
+
+def outline_student(spec: StudentSpec) -> Denoiser:
+    """The student's facts and tokenizer, on the meta device: no weight is read or made.
+
+    Raises:
+        ValueError: As `build_student`.
+    """
+    config, tokenizer = _read_parts(spec)
+    with torch.device("meta"):
+        return checkpoints.new_denoiser(config, tokenizer, seed=spec.seed)
 
 
 def check_vocabulary(student: DenoiserInfo, teacher: TeacherFacts) -> None:
@@ -110,7 +126,13 @@ def common_info(student: DenoiserInfo, teacher: TeacherDescription) -> DenoiserI
     return dataclasses.replace(student, num_invalid_leading_positions=num_invalid)
 
 
-def _find_tokenizer(sources: list[str], config: PreTrainedConfig) -> PreTrainedTokenizerBase | None:
+def _read_parts(spec: StudentSpec) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase | None]:
+    """The config and the tokenizer: a new student has that beside its config, or the teacher's."""
+    paths = [spec.model_path or spec.config_path]
+    if spec.model_path is None:
+        paths.append(spec.teacher_model_path)
+    sources = [path for path in paths if path is not None]
+    config = read_config(sources[0], spec.all_overrides)
     folders = [source for source in sources if not Path(source).is_file()]
     found = (pretrained.load_tokenizer(f, config, trust_remote_code=False) for f in folders)
-    return next((tokenizer for tokenizer in found if tokenizer is not None), None)
+    return config, next((tokenizer for tokenizer in found if tokenizer is not None), None)

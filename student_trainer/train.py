@@ -27,6 +27,7 @@ from student_trainer.packing import check_packing
 from student_trainer.parallel import Parallel, start_parallel
 from student_trainer.prefetch import Prefetcher
 from student_trainer.replicas import RetryPolicy
+from student_trainer.sampler_spec import check_sampler, sampler_spec
 from student_trainer.states import (
     BatchReader,
     MicroStep,
@@ -217,18 +218,7 @@ def connect_teacher(
             top_k=distill.top_k,
             temperatures=(distill.temperature,),
         ),
-        sampler=wire.SamplerSpec(
-            algorithm=distill.diffusion_sampling_alg,
-            num_steps=distill.num_sampling_steps,
-            temperature=distill.diffusion_temperature,
-            top_k=distill.diffusion_top_k,
-            alg_temp=distill.diffusion_alg_temp,
-            suppress_mask_token=distill.diffusion_suppress_mask_token,
-            block_length=distill.diffusion_block_length,
-            guidance_scale=distill.diffusion_guidance_scale,
-            threshold=distill.diffusion_threshold,
-            entropy_bound=distill.diffusion_entropy_bound,
-        ),
+        sampler=sampler_spec(distill),
         device=parallel.device,
         head_shards=_head_shards(config, parallel),
     )
@@ -467,6 +457,7 @@ def _source(config: Config, reader: SequenceReader, teacher: TargetSource | None
             )
         if teacher.identity.kind == RUN_PLAN:
             check_run_plan(config, reader, teacher)
+        check_sampler(config.distill, teacher)
     if config.distill.stored_logits_skip_corrupt and config.distill.use_stored_logits:
         raise ValueError(
             "distill.stored_logits_skip_corrupt is true, but the store holds the states of a run: "

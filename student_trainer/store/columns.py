@@ -184,9 +184,11 @@ def _distribution_columns(
     distributions = [targets.distribution for targets in all_targets]
     dense = [part.values.data for part in distributions if not isinstance(part, codec.TopK)]
     if record_format.encoding != "top_k":
-        # A record without positions may not know its own width.
+        # A record without positions may not know its own width; where none has any, the width is
+        # kept all the same: the rows of such a shard are joined to those of others.
+        width = max((part.shape[1] for part in dense), default=0)
         wide = [part for part in dense if len(part)]
-        return {name: np.concatenate(wide) if wide else np.zeros((0, 0), dtype=_dtype(dense))}
+        return {name: np.concatenate([np.zeros((0, width), dtype=_dtype(dense)), *wide])}
     top_k = [part for part in distributions if isinstance(part, codec.TopK)]
     return _top_k_columns(top_k, record_format)
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ except ImportError:  # Windows has no flock; two writers of one index are then t
     fcntl = None  # type: ignore[assignment]
 
 _LOCAL_PROTOCOLS = ("file", "local")
+_DIGEST_CHARACTERS = 16
 
 
 class StoreFolder:
@@ -28,8 +30,13 @@ class StoreFolder:
     """
 
     def __init__(self, url: str | os.PathLike[str], *, cache_folder: Path | None = None) -> None:
+        """Prepares to use it; it need not be there.
+
+        Raises:
+            StoreError: no file system is known for the URL, or its package is not installed.
+        """
         self.url = os.fspath(url)
-        self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        self._fs, self._root = _open_file_system(self.url)
         protocol = self._fs.protocol
         protocols = (protocol,) if isinstance(protocol, str) else protocol
         self.is_local = any(name in _LOCAL_PROTOCOLS for name in protocols)
@@ -75,9 +82,14 @@ class StoreFolder:
         content: bytes = self._fs.cat_file(self._path(name))
         return content
 
-    def publish(self, name: str, content: bytes) -> None:
-        """Writes a file under a hidden name, has it on the disk, and renames it."""
-        hidden = f".{name}.partial"
+    def publish(self, name: str, content: bytes, *, is_locked: bool = True) -> None:
+        """Writes a file under a hidden name, has it on the disk, and renames it.
+
+        Args:
+            is_locked: no other process writes this file now. The hidden name is then always the
+                same, so that what a killed process leaves is written over.
+        """
+        hidden = f".{name}.partial" if is_locked else f".{name}.{uuid.uuid4().hex}.partial"
         if not self.is_local:
             self._fs.makedirs(self._root, exist_ok=True)
             self._fs.pipe_file(self._path(hidden), content)
@@ -100,17 +112,24 @@ class StoreFolder:
         """Deletes a file."""
         self._fs.rm_file(self._path(name))
 
-    def copy_from(self, other: "StoreFolder", name: str, *, new_name: str) -> None:
-        """Copies a file of another folder."""
-        self.publish(new_name, other.read(name))
+    def copy_from(
+        self, other: "StoreFolder", name: str, *, new_name: str, is_locked: bool = True
+    ) -> None:
+        """Copies a file of another folder; see `publish`."""
+        self.publish(new_name, other.read(name), is_locked=is_locked)
 
-    def local_path(self, name: str) -> Path:
-        """Where the file can be opened by memory map; copies a remote one first."""
+    def local_path(self, name: str, *, sha256: str = "") -> Path:
+        """Where the file can be opened by memory map; copies a remote one first.
+
+        Args:
+            sha256: of its content, where its name does not say it: the cache may have a file of the
+                same name from another store, or from an earlier one at this place.
+        """
         if self.is_local:
             return Path(self._root) / name
-        path = self._cache() / name
+        path = self._cache() / f"{sha256[:_DIGEST_CHARACTERS]}{name}"
         if not path.exists():
-            partial = path.with_name(f".{name}.{os.getpid()}.partial")
+            partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
             # A file that is gone is missing here too, for the one who opens it to say so.
             with contextlib.suppress(FileNotFoundError):
                 with self._fs.open(self._path(name), "rb") as source, partial.open("wb") as target:
@@ -153,6 +172,23 @@ class StoreFolder:
         if self._scratch is None:
             self._scratch = tempfile.TemporaryDirectory(prefix="target_store_")
         return Path(self._scratch.name)
+
+
+def _open_file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    try:
+        fs, root = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        # fsspec's own words name the package, such as "Install s3fs to access S3".
+        raise StoreError(
+            f"the store {url} cannot be reached: {error}; install that package with pip, or name a "
+            "folder"
+        ) from error
+    except ValueError as error:
+        raise StoreError(
+            f"the store {url} cannot be reached: {error}; name a folder, or a URL that "
+            "fsspec knows, such as s3://bucket/folder"
+        ) from error
+    return fs, root
 
 
 def _sync_folder(folder: Path) -> None:

@@ -19,7 +19,7 @@ def head_name(digest: str) -> str:
 
 
 def save_head(folder: StoreFolder, head: WireHead) -> None:
-    """Writes the head, unless it is there."""
+    """Writes the head, unless it is there; several processes may at the same time."""
     name = head_name(head.digest)
     if name in folder.names():
         return
@@ -33,7 +33,7 @@ def save_head(folder: StoreFolder, head: WireHead) -> None:
         metadata={"head": json.dumps(facts)},
         bf16=frozenset(arrays) if head.dtype == "bf16" else frozenset(),
     )
-    folder.publish(name, content)
+    folder.publish(name, content, is_locked=False)
 
 
 def load_head(folder: StoreFolder, digest: str) -> WireHead:

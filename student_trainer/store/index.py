@@ -1,8 +1,9 @@
 """The index: what a store is and which shards it has; one file for each writer."""
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -12,6 +13,8 @@ from student_trainer.store.identity import StoreIdentity
 
 FORMAT = "dllm-distill target store"
 VERSION = 1
+CORRUPT_PREFIX = "corrupt-"
+"""Begins the name of a shard that was taken out of its index."""
 _INDEX_NAME = re.compile(r"index(-(?P<number>\d+)-of-(?P<total>\d+))?\.json")
 
 
@@ -44,6 +47,12 @@ class WorkShare:
     def shard_name(self, number: int) -> str:
         """The writer's shard with this number."""
         return f"shard{self._suffix}-{number:05}.safetensors"
+
+    def next_number(self, names: Iterable[str]) -> int:
+        """After the largest number among files of the writer, those taken out as corrupt too."""
+        pattern = re.compile(rf"({CORRUPT_PREFIX})?shard{self._suffix}-(?P<number>\d+)\..*")
+        matches = map(pattern.fullmatch, names)
+        return max((int(match["number"]) + 1 for match in matches if match), default=0)
 
     @property
     def _suffix(self) -> str:
@@ -130,24 +139,62 @@ def count(shards: Sequence[ShardEntry]) -> dict[str, int]:
     return totals | {"num_dropped_units": sum(len(entry.dropped_units) for entry in shards)}
 
 
+def index_names(folder: StoreFolder) -> list[str]:
+    """The index files of a folder, sorted."""
+    return [name for name in folder.names() if _INDEX_NAME.fullmatch(name)]
+
+
+@contextlib.contextmanager
+def locked_indices(folder: StoreFolder, *names: str) -> Iterator[dict[str, StoreIndex]]:
+    """All indices of a folder, while no writer can add to them; to change them.
+
+    They are read under their locks: a writer may have finished since they were listed.
+
+    Args:
+        names: of indices that are locked even if they are not there.
+
+    Raises:
+        StoreError: a writer is at work.
+        StoreMismatchError: as in `read_indices`.
+    """
+    with contextlib.ExitStack() as stack:
+        locked: set[str] = set()
+        while wanted := {*names, *index_names(folder)} - locked:
+            for name in sorted(wanted):
+                stack.enter_context(folder.lock(name))
+            locked |= wanted
+        yield read_indices(folder)
+
+
 def read_indices(folder: StoreFolder) -> dict[str, StoreIndex]:
     """All indices of a folder by their names; none where there is no store.
 
     Raises:
         StoreMismatchError: they are of different teachers or questions.
     """
-    found: dict[str, StoreIndex] = {}
-    for name in folder.names():
-        if _INDEX_NAME.fullmatch(name):
-            where = f"{folder.url}/{name}"
-            try:
-                found[name] = StoreIndex.from_bytes(folder.read(name), where=where)
-            except FileNotFoundError:
-                continue  # merged away since it was listed
+    return parse_indices(index_contents(folder), where=folder.url)
+
+
+def index_contents(folder: StoreFolder) -> dict[str, bytes]:
+    """The index files of a folder by their names, unread."""
+    contents = {}
+    for name in index_names(folder):
+        # One may be merged away since it was listed.
+        with contextlib.suppress(FileNotFoundError):
+            contents[name] = folder.read(name)
+    return contents
+
+
+def parse_indices(contents: Mapping[str, bytes], *, where: str) -> dict[str, StoreIndex]:
+    """Reads the index files of the folder `where`; errors as in `read_indices`."""
+    found = {
+        name: StoreIndex.from_bytes(content, where=f"{where}/{name}")
+        for name, content in contents.items()
+    }
     first: StoreIndex | None = None
     for name, index in found.items():
         if first is not None:
-            first.identity.check_same(index.identity, where=folder.url, whose=name)
+            first.identity.check_same(index.identity, where=where, whose=name)
         first = first or index
     return found
 

@@ -7,7 +7,13 @@ from dataclasses import replace
 
 from student_trainer.store.errors import StoreError
 from student_trainer.store.folder import StoreFolder
-from student_trainer.store.index import StoreIndex, WorkShare, all_finished, read_indices
+from student_trainer.store.index import (
+    StoreIndex,
+    WorkShare,
+    all_finished,
+    locked_indices,
+    read_indices,
+)
 
 
 def merge(
@@ -27,10 +33,7 @@ def merge(
     """
     whole = WorkShare()
     with StoreFolder(target) as folder, contextlib.ExitStack() as stack:
-        stack.enter_context(folder.lock(whole.index_name))
-        own = read_indices(folder)
-        for name in own.keys() - {whole.index_name}:
-            stack.enter_context(folder.lock(name))
+        own = stack.enter_context(locked_indices(folder, whole.index_name))
         others = []
         for source in sources:
             other = stack.enter_context(StoreFolder(source))
@@ -81,19 +84,17 @@ def _copy(
 ) -> StoreIndex:
     known = {entry.sha256 for entry in merged.shards}
     taken = {entry.name for entry in merged.shards} | set(folder.names())
-    number = 0
+    number = whole.next_number(taken)
     for index in indices.values():
         for entry in index.shards:
             if entry.sha256 in known:
                 continue
-            while whole.shard_name(number) in taken:
-                number += 1
             new_name = whole.shard_name(number)
-            taken.add(new_name)
+            number += 1
             folder.copy_from(other, entry.name, new_name=new_name)
             merged = merged.with_shard(replace(entry, name=new_name))
             known.add(entry.sha256)
     for name in other.names():
         if name.startswith("head-") and name not in taken:
-            folder.copy_from(other, name, new_name=name)
+            folder.copy_from(other, name, new_name=name, is_locked=False)
     return merged

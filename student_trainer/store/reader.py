@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,10 @@ from student_trainer.store.index import (
     StoreIndex,
     all_finished,
     count,
-    read_indices,
+    index_contents,
+    parse_indices,
 )
-from student_trainer.store.keys import KEY_BYTES, NO_KEY
+from student_trainer.store.keys import KEY_BYTES
 from student_trainer.store.records import Unit
 from student_trainer.store.shard import Shard
 
@@ -92,6 +93,8 @@ class _Snapshot:
     shards: list[Shard]
     by_key: _Places
     by_example: _Places
+    version: int = 0
+    """Grows with the shards."""
 
 
 class StoreReader:
@@ -119,7 +122,8 @@ class StoreReader:
         self.folder = StoreFolder(url, cache_folder=cache_folder)
         self._skip_corrupt = skip_corrupt
         self._lock = threading.Lock()
-        self._snapshot = self._read({})
+        self._contents = index_contents(self.folder)
+        self._snapshot = self._parse(self._contents, None)
         self.identity: StoreIdentity = next(iter(self._snapshot.indices.values())).identity
 
     def __enter__(self) -> "StoreReader":
@@ -161,14 +165,22 @@ class StoreReader:
         """Units."""
         return len(self._snapshot.by_key.keys)
 
+    @property
+    def version(self) -> int:
+        """Another number after each `refresh`, of whichever thread, that brought shards."""
+        return self._snapshot.version
+
     def refresh(self) -> bool:
         """Looks what writers added; True where there are more shards now."""
         with self._lock:
-            known = {shard.entry: shard for shard in self._snapshot.shards}
-            fresh = self._read(known)
-            grown = {shard.entry for shard in fresh.shards} != known.keys()
-            self._snapshot = fresh
-        return grown
+            contents = index_contents(self.folder)
+            # Several threads look several times a second, and mostly there is nothing new.
+            if contents == self._contents:
+                return False
+            before = self._snapshot
+            self._snapshot = self._parse(contents, before)
+            self._contents = contents
+            return self._snapshot.version != before.version
 
     def find(self, key: bytes) -> UnitPlace | None:
         """Where the unit with this key lies; None where it is not there (yet)."""
@@ -179,11 +191,6 @@ class StoreReader:
         """Where the units made from a clean sequence lie, in the order they were written."""
         snapshot = self._snapshot
         return list(self._places(snapshot, snapshot.by_example, example_key))
-
-    def has_example(self, example_key: bytes) -> bool:
-        """Whether any unit was made from a clean sequence."""
-        entries = self._snapshot.by_example.find(example_key)
-        return example_key != NO_KEY and next(entries, None) is not None
 
     def places(self) -> Iterator[UnitPlace]:
         """All units, in the order they were written."""
@@ -197,8 +204,8 @@ class StoreReader:
         for entry in places.find(key):
             yield UnitPlace(snapshot.shards[places.shards.item(entry)], places.units.item(entry))
 
-    def _read(self, known: Mapping[ShardEntry, Shard]) -> _Snapshot:
-        indices = read_indices(self.folder)
+    def _parse(self, contents: Mapping[str, bytes], before: _Snapshot | None) -> _Snapshot:
+        indices = parse_indices(contents, where=self.folder.url)
         if not indices:
             raise StoreError(
                 f"{self.folder.url} holds no store (no index.json); make one with "
@@ -206,18 +213,26 @@ class StoreReader:
             )
         # One shard may be in two indices for the moment in which they are merged.
         entries = {entry.name: entry for index in indices.values() for entry in index.shards}
+        known = {} if before is None else {shard.entry: shard for shard in before.shards}
         shards = [
             known.get(entry)
-            or Shard(self.folder.local_path(entry.name), entry, store=self.folder.url)
+            or Shard(
+                self.folder.local_path(entry.name, sha256=entry.sha256),
+                entry,
+                store=self.folder.url,
+            )
             for _, entry in sorted(entries.items())
         ]
         if self._skip_corrupt:
             shards = [shard for shard in shards if _is_readable(shard)]
+        if before is not None and shards == before.shards:
+            return replace(before, indices=indices)
         return _Snapshot(
             indices=indices,
             shards=shards,
             by_key=_Places.of(shards, "unit_keys"),
             by_example=_Places.of(shards, "example_keys"),
+            version=0 if before is None else before.version + 1,
         )
 
 

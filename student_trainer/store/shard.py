@@ -64,11 +64,6 @@ class Shard:
         offsets = self._file.arrays["record_offsets"]
         return range(offsets.item(unit), offsets.item(unit + 1))
 
-    def steps_of(self, unit: int) -> np.ndarray:
-        """[n] int32 steps of the unit's records."""
-        numbers = self.records_of(unit)
-        return self._file.arrays["steps"][numbers.start : numbers.stop]
-
     def record(self, number: int) -> StoredRecord:
         """A record, after its checksum was found right.
 

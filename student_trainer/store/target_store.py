@@ -194,10 +194,15 @@ class TargetStore:
             MissingTargetsError: it is not there and does not come.
         """
         deadline_s = time.monotonic() + self._wait_s
-        while (place := self.reader.find(key)) is None:
+        while True:
+            version = self.reader.version
+            if (place := self.reader.find(key)) is not None:
+                break
             # Looked at before the shards: what a writer finished with is then seen below.
             finished = self.reader.finished
-            if self.reader.refresh():
+            self.reader.refresh()
+            # Another thread may have found, since `find`, what this one's look did not bring.
+            if self.reader.version != version:
                 deadline_s = time.monotonic() + self._wait_s
                 continue
             if finished or time.monotonic() >= deadline_s or self._closed.wait(_LOOK_EVERY_S):

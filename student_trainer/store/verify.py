@@ -9,7 +9,13 @@ from dataclasses import dataclass, replace
 from student_trainer.store.errors import StoreError
 from student_trainer.store.folder import StoreFolder
 from student_trainer.store.head import head_name, load_head
-from student_trainer.store.index import ShardEntry, StoreIndex, read_indices
+from student_trainer.store.index import (
+    CORRUPT_PREFIX,
+    ShardEntry,
+    StoreIndex,
+    locked_indices,
+    read_indices,
+)
 from student_trainer.store.shard import Shard
 
 
@@ -34,13 +40,11 @@ def verify(url: str | os.PathLike[str], *, drop: bool = False) -> list[Problem]:
         StoreError: there is no store, or, with drop, a writer is at work on it.
     """
     with StoreFolder(url) as folder, contextlib.ExitStack() as stack:
-        indices = read_indices(folder)
+        indices = stack.enter_context(locked_indices(folder)) if drop else read_indices(folder)
         if not indices:
             raise StoreError(f"{folder.url} holds no store (no index.json)")
         problems: list[Problem] = []
         for name, index in indices.items():
-            if drop:
-                stack.enter_context(folder.lock(name))
             kept = []
             for entry in index.shards:
                 mended, found = _check_shard(folder, entry, drop=drop)
@@ -57,7 +61,7 @@ def _check_shard(
     folder: StoreFolder, entry: ShardEntry, *, drop: bool
 ) -> tuple[list[ShardEntry], list[Problem]]:
     try:
-        path = folder.local_path(entry.name)
+        path = folder.local_path(entry.name, sha256=entry.sha256)
         if path.stat().st_size == entry.num_bytes:
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256:
@@ -68,7 +72,7 @@ def _check_shard(
     except (StoreError, FileNotFoundError) as error:
         if drop:
             with contextlib.suppress(FileNotFoundError):
-                folder.rename(entry.name, f"corrupt-{entry.name}")
+                folder.rename(entry.name, f"{CORRUPT_PREFIX}{entry.name}")
         problem = Problem(file=entry.name, reason=str(error), num_units=entry.num_units)
         return [] if drop else [entry], [problem]
     new = {unit: reason for unit, reason in corrupt.items() if unit not in entry.dropped_units}

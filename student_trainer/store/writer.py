@@ -4,7 +4,6 @@ import contextlib
 import os
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from student_trainer.store.errors import StoreMismatchError
 from student_trainer.store.folder import StoreFolder
@@ -51,6 +50,7 @@ class StoreWriter:
         self._units: list[Unit] = []
         self._open_bytes = 0
         self._opened_s = 0.0
+        self._number = 0
         self._index = StoreIndex(identity=identity)
         self._stack = contextlib.ExitStack()
 
@@ -69,6 +69,9 @@ class StoreWriter:
                 index.identity.check_same(self._identity, where=self._url, whose="this run")
             self._index = indices.get(self._share.index_name, self._index)
             self._index = replace(self._index, finished=False)
+            # No shard is ever written over: not a corrupt one, nor one that a merge has taken.
+            listed = [entry.name for entry in self._index.shards]
+            self._number = self._share.next_number(listed + self._folder.names())
             self._publish_index()
             self._stack = stack.pop_all()
         return self
@@ -105,7 +108,8 @@ class StoreWriter:
         """Publishes the open shard, if there is anything in it."""
         if not self._units:
             return
-        name = self._share.shard_name(self._next_number())
+        name = self._share.shard_name(self._number)
+        self._number += 1
         content, entry = build_shard(self._units, self._format(), name=name)
         self._folder.publish(name, content)
         self._index = self._index.with_shard(entry)
@@ -120,14 +124,6 @@ class StoreWriter:
 
     def _publish_index(self) -> None:
         self._folder.publish(self._share.index_name, self._index.to_bytes())
-
-    def _next_number(self) -> int:
-        """After the last shard of this name: a corrupt or merged one is never written over."""
-        listed = [entry.name for entry in self._index.shards] + self._folder.names()
-        number = 0
-        while any(name.startswith(Path(self._share.shard_name(number)).stem) for name in listed):
-            number += 1
-        return number
 
     def _format(self) -> RecordFormat:
         identity = self._identity

@@ -1,5 +1,7 @@
 """From the command line of a precompute to a student that was trained from its store."""
 
+import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +12,9 @@ from masked_diffusion import checkpoints
 from masked_diffusion.families.mdlm_config import MdlmConfig
 from protos import codec
 from student_trainer import precompute, train
-from student_trainer.store import StoreReader
+from student_trainer.store import StoreReader, StoreWriter
 from student_trainer.store.merge import merge
+from student_trainer.store.records import Unit
 from student_trainer.store.verify import verify
 from tests import training
 from tests.fixtures import block_diffusion
@@ -97,6 +100,37 @@ def test_training_from_the_store_of_a_run_has_the_losses_of_the_live_run(
     found = curve(tmp_path / "stored", data, settings | stored(store))
     # Equal targets, so equal in every bit, although 1e-6 is what is promised.
     assert found == live
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_a_student_without_a_tokenizer_has_the_teachers_and_its_overrides(
+    *, data, settings, tmp_path, tiny_checkpoint, is_file
+):
+    folder = tmp_path / "student"
+    folder.mkdir()
+    path = folder / "config.json"
+    values = json.loads((tiny_checkpoint / "config.json").read_text())
+    # Of the config alone, the teacher would be refused: its mask is another.
+    mask_token_id = values.pop("mask_token_id")
+    path.write_text(json.dumps(values | {"mask_token_id": mask_token_id - 1}))
+    settings = settings | {"model.config_path": path if is_file else folder, "train.max_steps": 1}
+    settings |= {"model.config_overrides": {"num_hidden_layers": 1, "mask_token_id": mask_token_id}}
+    store = tmp_path / "store"
+    live = curve(tmp_path / "live", data, settings)
+    assert precompute_run(store, tmp_path, data, settings) == 0
+    assert curve(tmp_path / "stored", data, settings | stored(store)) == live
+
+
+@pytest.mark.parametrize("encoding", ["hidden", "top_k", "logits"])
+def test_shards_in_which_nothing_is_masked_are_trained_from(data, settings, tmp_path, encoding):
+    settings = settings | {"train.t_max": 0.03, "data.max_seq_len": 32, "train.max_steps": 2}
+    settings |= {"distill.encoding": encoding}
+    store = tmp_path / "store"
+    live = curve(tmp_path / "live", data, settings)
+    assert precompute_run(store, tmp_path, data, settings, "--max_shard_mib=0.0001") == 0
+    with StoreReader(store) as reader:
+        assert 0 in [entry.num_positions for entry in reader.entries]
+    assert curve(tmp_path / "stored", data, settings | stored(store)) == live
 
 
 @pytest.fixture(params=["block_causal", "uniform"])
@@ -189,6 +223,26 @@ def test_a_store_of_another_run_is_refused_by_the_setting_that_differs(
     assert "does not hold the state of sequence" in capsys.readouterr().err
 
 
+def test_trajectories_of_another_sampler_are_refused_by_the_setting_that_differs(
+    data, settings, tmp_path, capsys
+):
+    settings = settings | TRAJECTORY | {"train.max_steps": 1}
+    store = tmp_path / "store"
+    assert precompute_run(store, tmp_path, data, settings) == 0
+    capsys.readouterr()
+    for setting, value, mend in (
+        ("distill.diffusion_sampling_alg", "maskgit_plus", "p2"),
+        ("distill.num_sampling_steps", 14, "12"),
+        ("distill.diffusion_temperature", 1.5, "0.7"),
+        ("distill.diffusion_top_k", 3, "200"),
+        ("distill.diffusion_suppress_mask_token", False, "True"),
+        ("distill.diffusion_guidance_scale", 1.0, "0.0"),
+    ):
+        other = settings | stored(store) | {setting: value}
+        assert train.main(training.arguments(tmp_path / "out", data, other)) == 1
+        assert f"set --{setting}={mend}" in capsys.readouterr().err
+
+
 def test_a_data_set_is_stored_once_and_trained_from_for_several_epochs(
     data, settings, tmp_path, tiny_checkpoint, server
 ):
@@ -247,6 +301,27 @@ def test_a_store_may_lie_at_any_url(data, settings, tmp_path, tiny_checkpoint, s
     assert merge(store).finished
     assert verify(store) == []
     assert all(kd > 0 for _, _, kd, _ in curve(tmp_path, data, settings | stored(store)))
+
+
+def test_a_termination_keeps_what_was_computed_and_the_next_run_makes_the_rest(
+    data, tmp_path, tiny_checkpoint, server, monkeypatch
+):
+    address = f"--teacher_address={server.address}"
+    add = StoreWriter.add
+
+    def add_and_terminate(writer: StoreWriter, unit: Unit) -> None:
+        add(writer, unit)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(StoreWriter, "add", add_and_terminate)
+    store = tmp_path / "store"
+    assert precompute_data(store, data, tiny_checkpoint, address, "--max_examples=12") == 0
+    with StoreReader(store) as reader:
+        assert len(reader) == 4 and not reader.finished
+    monkeypatch.undo()
+    assert precompute_data(store, data, tiny_checkpoint, address, "--max_examples=12") == 0
+    with StoreReader(store) as reader:
+        assert len(reader) == 12 and reader.finished
 
 
 def test_one_worker_asks_several_servers(data, tmp_path, tiny_checkpoint, tiny_denoiser, server):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from safetensors import safe_open
@@ -53,6 +54,22 @@ def test_a_record_comes_back_as_the_same_payload(targets):
         assert codec.encode_targets(back) == codec.encode_targets(targets)
 
 
+@pytest.mark.parametrize("kind", [codec.Hidden, codec.Logits])
+def test_records_without_positions_keep_the_width_of_their_values(kind):
+    values = codec.Values(dtype="f32", data=np.zeros((0, 5), dtype="<f4"))
+    targets = replace(
+        records.example(),
+        positions=np.zeros(0, dtype="<i4"),
+        distribution=kind(values=values),
+    )
+    record_format = RecordFormat.of(targets, mask_token_id=12)
+    record = StoredRecord(targets=targets, t=0.5, num_maskable=4)
+    found = store_columns.to_columns([Unit(key=bytes(16), records=(record,))], record_format)
+    distribution = RecordDecoder(found, record_format).record(0).targets.distribution
+    assert isinstance(distribution, kind)
+    assert distribution.values.data.shape == (0, 5)
+
+
 @pytest.mark.parametrize("url", ["local", "memory://store_of_a_test"])
 def test_units_are_found_by_key_and_a_reader_follows_a_writer(url, tmp_path):
     url = str(tmp_path) if url == "local" else url
@@ -68,6 +85,25 @@ def test_units_are_found_by_key_and_a_reader_follows_a_writer(url, tmp_path):
             assert records.content(record.targets) == records.content(
                 unit(number).records[0].targets
             )
+
+
+def test_stores_may_share_a_cache_of_remote_files(tmp_path):
+    for number in range(2):
+        url = f"memory://cached_store_{number}"
+        write(url, range(number, number + 1 + number))
+        with StoreReader(url, cache_folder=tmp_path) as reader:
+            place = reader.find(unit(number).key)
+            assert place is not None and place.read().key == unit(number).key
+
+
+def test_looking_again_sorts_nothing_until_something_was_added(tmp_path):
+    with StoreWriter(tmp_path, IDENTITY, max_shard_bytes=1) as writer, StoreReader(tmp_path) as r:
+        writer.add(unit(0))
+        assert r.refresh()
+        version, places = r.version, r._snapshot.by_key
+        writer.finish()
+        assert not r.refresh() and r.finished
+        assert r.version == version and r._snapshot.by_key is places
 
 
 def test_the_library_reads_a_shard(tmp_path):
@@ -117,6 +153,16 @@ def test_a_flipped_bit_is_named_and_given_up_only_if_asked(tmp_path):
     verify(tmp_path, drop=True)
     with StoreReader(tmp_path) as reader:
         assert len(reader) == 5 and reader.find(unit(2).key) is None
+
+
+def test_a_shard_that_was_taken_out_is_kept_when_the_next_one_is_damaged(tmp_path):
+    for number in range(3):
+        write(tmp_path, range(number, number + 1))
+        path = tmp_path / f"shard-{number:05}.safetensors"
+        path.write_bytes(str(number).encode())
+        verify(tmp_path, drop=True)
+    kept = sorted(tmp_path.glob("corrupt-*"))
+    assert [path.read_bytes() for path in kept] == [b"0", b"1", b"2"]
 
 
 def test_a_cut_file_is_named_and_given_up_only_if_asked(tmp_path):

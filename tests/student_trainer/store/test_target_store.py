@@ -17,6 +17,7 @@ from student_trainer.store import (
     StoreWriter,
     TargetStore,
 )
+from student_trainer.store.reader import UnitPlace
 from tests.protos import records
 from tests.student_trainer.store.test_store import IDENTITY, unit, write
 
@@ -64,6 +65,22 @@ def test_a_temperature_that_was_not_asked_for_is_refused(tmp_path):
     write(tmp_path)
     with pytest.raises(StoreMismatchError, match=r"temperatures \[1.0\], not 3.0"):
         TargetStore(tmp_path, temperature=3.0)
+
+
+def test_what_another_thread_found_meanwhile_is_not_missing(tmp_path, monkeypatch):
+    with StoreWriter(tmp_path, IDENTITY) as writer, TargetStore(tmp_path) as store:
+        find = StoreReader.find
+
+        def find_before_it_comes(reader: StoreReader, key: bytes) -> UnitPlace | None:
+            place = find(reader, key)
+            if place is None and not reader.finished:
+                writer.add(unit(0))
+                writer.finish()
+                reader.refresh()
+            return place
+
+        monkeypatch.setattr(StoreReader, "find", find_before_it_comes)
+        assert store.read(unit(0).key, what="unit 0").key == unit(0).key
 
 
 def test_a_state_that_is_missing_is_an_error_that_says_whether_more_may_come(tmp_path):
