@@ -22,6 +22,7 @@ from student_trainer.batches import BatchPlan
 from student_trainer.client import TeacherClient
 from student_trainer.config import Config
 from student_trainer.data import TokenizedDataset, load_dataset
+from student_trainer.interrupt import StopRequest
 from student_trainer.metrics import MetricsLog
 from student_trainer.packing import check_packing
 from student_trainer.parallel import Parallel, start_parallel
@@ -73,7 +74,7 @@ def run(config: Config, parallel: Parallel) -> None:
         (output_dir / "config.yaml").write_text(config_text, encoding="utf-8")
     if config.train.enable_full_determinism:
         torch.use_deterministic_algorithms(True)
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as held, contextlib.ExitStack() as stack:
         teacher = _target_source(config, parallel, stack)
         # Sharding moves each rank's share to its device; the whole student never goes there.
         is_sharded = parallel.has_group and config.train.data_parallel_mode != "ddp"
@@ -131,11 +132,14 @@ def run(config: Config, parallel: Parallel) -> None:
                 )
             )
         stack.enter_context(prefetcher)
+        # Begun late, since before the first step there is nothing to save; ended last of all.
+        request = held.enter_context(StopRequest())
         is_done = trainer.train(
             iter(prefetcher),
             num_micro_steps=reader.num_micro_steps,
             counters=lambda: TargetCounters() if teacher is None else teacher.counters,
             log=log,
+            request=request,
         )
         if is_done and config.train.save_hf_weights:
             folder = trainer.export()

@@ -126,21 +126,25 @@ class Trainer:
         num_micro_steps: int,
         counters: Callable[[], TargetCounters],
         log: MetricsLog | None,
+        request: StopRequest,
     ) -> bool:
-        """Runs the steps that are left, or those until SIGTERM; what was done is saved then.
+        """Runs the steps that are left, or those until a request to stop; what was done is saved.
 
         Args:
             arriving: the states of each micro-step, in order.
             num_micro_steps: accumulation steps of one optimizer step.
             counters: what the teacher's client did so far.
             log: on the main rank; None elsewhere.
+            request: looked at after each step. It is the caller's, since signals come in twos
+                (the scheduler's and torchrun's): its context must outlast this call, which
+                returns when the last checkpoint is on the disk, and the export.
 
         Returns:
             Whether all steps are done.
         """
         self._started_s = time.monotonic()
         self._denoiser.train()
-        with self._writer or contextlib.nullcontext(), StopRequest() as request:
+        with self._writer or contextlib.nullcontext():
             for step in range(self.first_step, self._num_steps):
                 sums = StepSums()
                 started_s = time.monotonic()
