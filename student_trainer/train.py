@@ -28,6 +28,7 @@ from student_trainer.packing import check_packing
 from student_trainer.parallel import Parallel, start_parallel
 from student_trainer.prefetch import Prefetcher
 from student_trainer.replicas import RetryPolicy
+from student_trainer.run_facts import Facts
 from student_trainer.states import (
     BatchReader,
     MicroStep,
@@ -39,6 +40,7 @@ from student_trainer.states import (
 )
 from student_trainer.store import StoreExpectations, TargetStore
 from student_trainer.store.identity import DATASET_PLAN, RUN_PLAN
+from student_trainer.store_facts import store_facts
 from student_trainer.stored_plan import (
     SubsetPlan,
     check_encoding,
@@ -104,7 +106,7 @@ def run(config: Config, parallel: Parallel) -> None:
             denoiser,
             parallel,
             num_steps=num_steps,
-            facts=_facts(reader, teacher),
+            facts=_facts(config, reader, teacher),
             config_text=config_text,
             teacher_head=None if teacher is None else teacher.sharded_head,
             data=reader if isinstance(reader, StreamReader) else None,
@@ -453,12 +455,13 @@ def _plan(
     )
 
 
-def _facts(reader: SequenceReader, teacher: TargetSource | None) -> dict[str, int | str]:
-    """What decides a run's batches and targets beside the step."""
-    facts = reader.facts
-    if teacher is not None:
-        facts["teacher_revision"] = teacher.description.revision
-    return facts
+def _facts(config: Config, reader: SequenceReader, teacher: TargetSource | None) -> Facts:
+    """What decides a run's batches, states and targets beside the step."""
+    if teacher is None:
+        return reader.facts
+    identity = teacher.identity if isinstance(teacher, TargetStore) else None
+    revision = {"teacher_revision": teacher.description.revision}
+    return reader.facts | revision | store_facts(config, identity)
 
 
 def _source(config: Config, reader: SequenceReader, teacher: TargetSource | None) -> StateSource:
