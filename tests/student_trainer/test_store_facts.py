@@ -13,13 +13,13 @@ from tests.servers import RunningServer, serve
 
 @pytest.fixture(scope="module")
 def server(tiny_denoiser) -> Iterator[RunningServer]:
-    with serve(tiny_denoiser, deterministic=True) as running:
+    with serve(tiny_denoiser) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    return training.write_texts(tmp_path_factory.mktemp("data"), 12)
+    return training.write_texts(tmp_path_factory.mktemp("data"), 6)
 
 
 @pytest.fixture(scope="module")
