@@ -18,11 +18,11 @@ DIGEST = "config_digest"
 _Fields = Mapping[str, tuple[str, ...]]
 
 # What is drawn and how it is weighed, and which numbers an optimizer's state belongs to. Learning
-# rate, length, batch layout, addresses, paths and number formats may change: they are told.
+# rate, length, batches, packing, addresses, paths and number formats may change: they are told.
 _FIXED: _Fields = {
     "data": (
         *("text_keys", "prompt_keys", "answer_keys", "messages_key"),
-        *("max_seq_len", "min_chunk_tokens", "packing", "streaming"),
+        *("max_seq_len", "min_chunk_tokens", "streaming"),
     ),
     "train": (
         *("seed", "t_min", "t_max", "loss_weighting", "loss_normalizer"),
