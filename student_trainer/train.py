@@ -266,6 +266,8 @@ def _start_local_teacher(
             address = stack.enter_context(process).address
         except TeacherStartError as error:
             failure = str(error)
+    # A large teacher loads for longer than a collective waits.
+    parallel.meet()
     answers = parallel.gather((address, failure))
     for _, problem in answers:
         if problem:
