@@ -4,8 +4,9 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from student_trainer.windows import WindowPlan
 
 CACHE_VERSION = 2
 _HASHED_TOKENS = 1 << 24
+_PARTIAL = ".partial"
+_ABANDONED_S = 6 * 3600.0
 ROWS_PER_WINDOW = 1024
 """Rows that one process reads and tokenizes at a time."""
 TOKENS_FILE, OFFSETS_FILE = "token_ids.i32", "offsets.npy"
@@ -173,7 +176,9 @@ def _gather(parts: Sequence[Chunks], chunking: Chunking) -> TokenizedDataset:
 
 def _save(parts: Iterable[Chunks], folder: Path, chunking: Chunking) -> None:
     """Writes the ids as they come, so that memory holds one part of them at a time."""
-    partial = folder.with_suffix(f".{os.getpid()}.partial")
+    _remove_abandoned(folder)
+    # No process id: those repeat between machines and containers.
+    partial = folder.with_suffix(f".{secrets.token_hex(8)}{_PARTIAL}")
     partial.mkdir(parents=True)
     try:
         total, lengths, prompt_lengths = Chunks(), [0], list[int]()
@@ -208,6 +213,16 @@ def _save(parts: Iterable[Chunks], folder: Path, chunking: Chunking) -> None:
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what killed processes left of this folder; one that lives writes all the time."""
+    for partial in folder.parent.glob(f"{folder.name}.*{_PARTIAL}"):
+        with contextlib.suppress(FileNotFoundError):
+            paths = [partial, *partial.iterdir()]
+            idle_s = time.time() - max(path.stat().st_mtime for path in paths)
+            if idle_s > _ABANDONED_S:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _load(folder: Path) -> TokenizedDataset:

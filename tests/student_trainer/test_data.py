@@ -1,6 +1,7 @@
 """Chunks of token ids, and the cache of them."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -191,3 +192,35 @@ def test_the_digest_is_of_the_sequences_in_their_order_and_of_nothing_else(
     prompts = read.prompt_lengths + 1
     assert dataclasses.replace(read, offsets=offsets).digest != read.digest
     assert dataclasses.replace(read, prompt_lengths=prompts).digest != read.digest
+
+
+def test_what_killed_processes_left_is_in_nobodys_way_and_goes_in_the_end(tiny_tokenizer, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text(PYTHON_SOURCES[0])
+
+    def load():
+        return load_dataset(
+            str(path),
+            text_keys=["text"],
+            tokenizer=tiny_tokenizer,
+            max_seq_len=16,
+            min_chunk_tokens=1,
+            cache_folder=tmp_path / "cache",
+        )
+
+    load()
+    (folder,) = (tmp_path / "cache").iterdir()
+    folder.rename(tmp_path / "elsewhere")
+    # Process ids repeat; this one may also be another machine's, which is at work.
+    fresh = folder.with_suffix(f".{os.getpid()}.partial")
+    old = folder.with_suffix(".7.partial")
+    for partial in (fresh, old):
+        partial.mkdir()
+        (partial / data.TOKENS_FILE).touch()
+    for changed in (old / data.TOKENS_FILE, old):
+        os.utime(changed, (0, 0))
+
+    load()
+
+    assert set((tmp_path / "cache").iterdir()) == {folder, fresh}
+    assert folder.stat().st_mode == (tmp_path / "elsewhere").stat().st_mode
