@@ -176,13 +176,15 @@ class Trainer:
                 assert self._average is not None
                 stack.enter_context(self._average.swapped())
             # Written before the weights come back: on the CPU these are the parameters themselves.
-            weights = full_weights(self._denoiser)
+            weights = full_weights(self._denoiser, is_kept=self._parallel.is_main)
             if self._parallel.is_main:
                 checkpoints.save_denoiser(self._denoiser, folder, weights=weights)
         return folder
 
     def _resume(self, folder: Path, facts: Facts, config_text: str) -> int:
         path = self._config.train.load_checkpoint_path
+        if self._parallel.is_main:
+            put_back_replaced(folder)
         # One rank looks, since another may see a checkpoint that is just being removed.
         (found, *_) = self._parallel.gather(find_checkpoint(path, folder) if path else None)
         if found is None:
