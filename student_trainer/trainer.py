@@ -21,6 +21,7 @@ from student_trainer.checkpoint import (
     TrainingState,
     find_checkpoint,
     load_checkpoint,
+    put_back_replaced,
 )
 from student_trainer.checkpoint_writer import CheckpointWriter
 from student_trainer.config import Config
@@ -328,6 +329,8 @@ class Trainer:
     def _save(self, num_done: int, *, is_stopping: bool) -> None:
         if self._writer is None:
             return
+        # A disk that is full is told now, not when the next one is due.
+        self._writer.check()
         every = self._config.train.save_steps
         is_due = every and (num_done % every == 0 or num_done == self._num_steps)
         if is_due or is_stopping:
