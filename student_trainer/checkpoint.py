@@ -24,6 +24,8 @@ from student_trainer.run_facts import Facts, differences
 FACTS_FILE = "run_facts.json"
 CONFIG_FILE = "config.yaml"
 LATEST = "auto"
+REPLACED = ".replaced"
+"""Ends the name, .step-N.replaced, of a checkpoint whose successor is not in its place yet."""
 _MODEL_KEY, _OPTIMIZER_KEY, _AVERAGE_KEY, _STEP_KEY = "model", "optimizer", "ema", "step"
 _DATA_KEY = "data_position"
 
@@ -80,6 +82,14 @@ def find_checkpoint(path: str, folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def put_back_replaced(folder: Path) -> None:
+    """Gives checkpoints back their names where a process ended while it replaced them."""
+    for replaced in folder.glob(f".step-*{REPLACED}"):
+        path = replaced.with_name(replaced.name[1 : -len(REPLACED)])
+        if not path.exists():
+            replaced.rename(path)
+
+
 def whole_checkpoints(folder: Path) -> list[Path]:
     """All checkpoints below a folder, by the time they were written."""
     found = [path.parent for path in folder.glob(f"step-*/{FACTS_FILE}")]
@@ -97,7 +107,7 @@ def load_checkpoint(folder: Path, training: TrainingState, *, facts: Facts) -> i
             f"train.load_checkpoint_path {str(folder)!r} holds no checkpoint (no .metadata); "
             "name a folder such as output_dir/checkpoints/step-100"
         )
-    saved_facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+    saved_facts = _read_facts(folder)
     changed = differences(saved_facts, facts)
     if changed:
         raise _misfit(
@@ -120,6 +130,17 @@ def load_checkpoint(folder: Path, training: TrainingState, *, facts: Facts) -> i
         raise _misfit(folder, str(reason)) from error
     training.restore(state)
     return int(state[_STEP_KEY])
+
+
+def _read_facts(folder: Path) -> Facts:
+    try:
+        facts: Facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"train.load_checkpoint_path {str(folder)!r} cannot be read: {FACTS_FILE}: {error}; "
+            "remove that folder, or name another one"
+        ) from error
+    return facts
 
 
 @contextlib.contextmanager

@@ -5,11 +5,10 @@ without a main guard. Its ranks agree over a group of their own, since the train
 go on meanwhile.
 """
 
-import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +21,9 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from student_trainer.checkpoint import (
     CONFIG_FILE,
     FACTS_FILE,
+    REPLACED,
     one_process_allowed,
+    put_back_replaced,
     whole_checkpoints,
 )
 from student_trainer.parallel import Parallel
@@ -58,6 +59,7 @@ class CheckpointWriter:
         self._is_async = is_async
         self._group: dist.ProcessGroup | None = None
         if parallel.is_main:
+            put_back_replaced(folder)
             for path in folder.glob(".step-*"):
                 shutil.rmtree(path)
         if parallel.has_group:
@@ -102,6 +104,11 @@ class CheckpointWriter:
         if not self._is_async:
             self.wait()
 
+    def check(self) -> None:
+        """Raises what writing raised, without waiting for its end."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
     def wait(self) -> None:
         """Returns when nothing is being written; raises what writing raised."""
         writing, self._writing = self._writing, None
@@ -133,34 +140,32 @@ class CheckpointWriter:
         if isinstance(batch, int):
             # Which keys what comes next, in the data and with the teacher.
             facts["next_sample"] = step * batch
-        if self._config_text:
-            (scratch / CONFIG_FILE).write_text(self._config_text, encoding="utf-8")
-        (scratch / FACTS_FILE).write_text(json.dumps(facts, indent=2), encoding="utf-8")
+        texts = {CONFIG_FILE: self._config_text, FACTS_FILE: json.dumps(facts, indent=2)}
+        for name, text in texts.items():
+            if text:
+                (scratch / name).write_text(text, encoding="utf-8")
+                _sync(scratch / name)
         _sync(scratch)
-        with _set_aside(folder):
-            scratch.rename(folder)
-            _sync(folder.parent)
+        replaced = folder.with_name(f".{folder.name}{REPLACED}")
+        if folder.exists():
+            # Until the new one has its name, a start after the end of this process puts it back.
+            folder.rename(replaced)
+        scratch.rename(folder)
+        _sync(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
 
     def _prune(self) -> None:
         if self._keep_last:
             for old in whole_checkpoints(self._folder)[: -self._keep_last]:
-                with _set_aside(old):
-                    pass
+                # In one move, so that half of it is never taken for a checkpoint.
+                removed = old.with_name(f".{old.name}.removed")
+                old.rename(removed)
+                shutil.rmtree(removed, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _set_aside(folder: Path) -> Iterator[None]:
-    """Takes an older folder out of the way in one move, and removes it afterwards."""
-    aside = folder.with_name(f".{folder.name}.old")
-    if folder.exists():
-        folder.rename(aside)
-    yield
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """Makes the names in a folder outlive a power cut; torch syncs the files it writes."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Makes a file, or the names in a folder, outlive a power cut; torch syncs what it writes."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

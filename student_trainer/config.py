@@ -302,6 +302,12 @@ class DistillConfig:
             "a folder or URL with distill.use_stored_logits=true",
         )
         _require(
+            self.distillation_alpha > 0 or not self.use_stored_logits,
+            "distill.use_stored_logits",
+            self.use_stored_logits,
+            "false with distill.distillation_alpha=0: nothing is learned from targets",
+        )
+        _require(
             0 <= self.prompt_fraction < 1,
             "distill.prompt_fraction",
             self.prompt_fraction,

@@ -1,10 +1,12 @@
 """Tokenized data: chunks of token ids of everything there is, kept on disk between runs."""
 
 import contextlib
+import functools
 import hashlib
 import json
-import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +23,9 @@ from student_trainer.window_loader import load_windows
 from student_trainer.windows import WindowPlan
 
 CACHE_VERSION = 2
+_HASHED_TOKENS = 1 << 24
+_PARTIAL = ".partial"
+_ABANDONED_S = 6 * 3600.0
 ROWS_PER_WINDOW = 1024
 """Rows that one process reads and tokenizes at a time."""
 TOKENS_FILE, OFFSETS_FILE = "token_ids.i32", "offsets.npy"
@@ -42,6 +47,18 @@ class TokenizedDataset:
     """See `Chunks.num_dropped`."""
     num_dropped_tokens: int
     """See `Chunks.num_dropped_tokens`."""
+    known_digest: str | None = None
+    """`digest`, where it was computed before."""
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the sequences in their order, wherever they were read from."""
+        if self.known_digest is not None:
+            return self.known_digest
+        content = _new_hash()
+        for first in range(0, len(self.token_ids), _HASHED_TOKENS):
+            content.update(_ids_bytes(self.token_ids[first : first + _HASHED_TOKENS]))
+        return _content_digest(content, self.offsets, self.prompt_lengths)
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -122,6 +139,23 @@ def _digest(key: list[object]) -> str:
     return hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
 
 
+def _new_hash() -> "hashlib.blake2b":
+    return hashlib.blake2b(digest_size=16)
+
+
+def _ids_bytes(ids: np.ndarray) -> bytes:
+    return ids.astype("<i4").tobytes()
+
+
+def _content_digest(
+    ids_hash: "hashlib.blake2b", offsets: np.ndarray, prompt_lengths: np.ndarray
+) -> str:
+    """The digest of a data set whose ids have been hashed."""
+    ids_hash.update(offsets.astype("<i8").tobytes())
+    ids_hash.update(_ids_bytes(prompt_lengths))
+    return ids_hash.hexdigest()
+
+
 def _gather(parts: Sequence[Chunks], chunking: Chunking) -> TokenizedDataset:
     total = Chunks()
     for part in parts:
@@ -142,25 +176,33 @@ def _gather(parts: Sequence[Chunks], chunking: Chunking) -> TokenizedDataset:
 
 def _save(parts: Iterable[Chunks], folder: Path, chunking: Chunking) -> None:
     """Writes the ids as they come, so that memory holds one part of them at a time."""
-    partial = folder.with_suffix(f".{os.getpid()}.partial")
+    _remove_abandoned(folder)
+    # No process id: those repeat between machines and containers.
+    partial = folder.with_suffix(f".{secrets.token_hex(8)}{_PARTIAL}")
     partial.mkdir(parents=True)
     try:
         total, lengths, prompt_lengths = Chunks(), [0], list[int]()
+        ids_hash = _new_hash()
         with (partial / TOKENS_FILE).open("wb") as file:
             for part in parts:
                 total.count(part)
                 for piece in part.pieces:
-                    file.write(piece.astype("<i4").tobytes())
+                    written = _ids_bytes(piece)
+                    file.write(written)
+                    ids_hash.update(written)
                 lengths += map(len, part.pieces)
                 prompt_lengths += part.prompt_lengths
         if not prompt_lengths:
             raise total.empty_error(chunking)
-        np.save(partial / OFFSETS_FILE, np.cumsum(lengths, dtype=np.int64))
-        np.save(partial / PROMPTS_FILE, np.array(prompt_lengths, dtype=np.int32))
+        offsets = np.cumsum(lengths, dtype=np.int64)
+        prompts = np.array(prompt_lengths, dtype=np.int32)
+        np.save(partial / OFFSETS_FILE, offsets)
+        np.save(partial / PROMPTS_FILE, prompts)
         counts = {
             "num_documents": total.num_documents,
             "num_dropped_chunks": total.num_dropped,
             "num_dropped_tokens": total.num_dropped_tokens,
+            "known_digest": _content_digest(ids_hash, offsets, prompts),
         }
         (partial / COUNTS_FILE).write_text(json.dumps(counts), encoding="utf-8")
         try:
@@ -171,6 +213,16 @@ def _save(parts: Iterable[Chunks], folder: Path, chunking: Chunking) -> None:
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what killed processes left of this folder; one that lives writes all the time."""
+    for partial in folder.parent.glob(f"{folder.name}.*{_PARTIAL}"):
+        with contextlib.suppress(FileNotFoundError):
+            paths = [partial, *partial.iterdir()]
+            idle_s = time.time() - max(path.stat().st_mtime for path in paths)
+            if idle_s > _ABANDONED_S:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _load(folder: Path) -> TokenizedDataset:

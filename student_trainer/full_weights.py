@@ -9,11 +9,15 @@ from student_trainer.lora import merge_adapters
 
 
 @torch.no_grad()
-def full_weights(denoiser: Denoiser) -> dict[str, Tensor]:
-    """Gathers what is sharded, a tensor at a time; all ranks take part and all get it.
+def full_weights(denoiser: Denoiser, *, is_kept: bool = True) -> dict[str, Tensor]:
+    """Gathers what is sharded, a tensor at a time; all ranks take part.
+
+    Args:
+        is_kept: False on ranks that need none of it: each tensor is dropped there once gathered.
 
     Returns:
         By their names in denoiser.model, on the CPU; tied ones under their first name alone.
+        Empty where nothing is kept.
     """
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -22,5 +26,6 @@ def full_weights(denoiser: Denoiser) -> dict[str, Tensor]:
             continue
         seen.add(id(tensor))
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        found[name] = whole.detach().cpu()
+        if is_kept:
+            found[name] = whole.detach().cpu()
     return merge_adapters(found, denoiser)

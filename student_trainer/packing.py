@@ -1,7 +1,8 @@
 """Packing: several short sequences in one row of a forward, each seeing only itself.
 
 A layout and nothing else: which sequences a step has, their draws, their targets and their loss are
-those of padded rows, so a run may change between the two at a resume.
+those of padded rows, so a run may change between the two at a resume. Sums have another order, so
+losses agree to rounding and not bit for bit.
 """
 
 from dataclasses import dataclass

@@ -1,19 +1,24 @@
 """Ranks: how many there are, which one this is, and what they do together."""
 
 import contextlib
+import itertools
 import os
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import Store
 
 from student_trainer.failure import FailureWatch
 
 _T = TypeVar("_T")
 _TIMEOUT = timedelta(minutes=30)
+_POLL_S = 0.05
+_MEETING_KEY = "student_trainer/meeting"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +29,11 @@ class Parallel:
     world_size: int = 1
     local_rank: int = 0
     device: torch.device
+    store: Store | None = None
+    """Where ranks meet; None without a process group."""
+    _meetings: Iterator[int] = field(
+        default_factory=itertools.count, init=False, repr=False, compare=False
+    )
 
     @property
     def is_main(self) -> bool:
@@ -56,14 +66,28 @@ class Parallel:
         dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
+    def meet(self) -> None:
+        """Returns when every rank has come here, however long that takes.
+
+        A collective would fail after a while, and tokenizing may take hours. A rank that is gone
+        ends the wait by the watch over failures.
+        """
+        if self.store is None:
+            return
+        key = f"{_MEETING_KEY}/{next(self._meetings)}"
+        if self.store.add(key, 1) == self.world_size:
+            self.store.set(f"{key}/all", "")
+        while not self.store.check([f"{key}/all"]):
+            time.sleep(_POLL_S)
+
     @contextlib.contextmanager
     def first_of_node_goes_first(self) -> Iterator[None]:
         """Lets the other ranks of a machine wait outside until its first one is through."""
-        if self.has_group and self.local_rank:
-            dist.barrier()
+        if self.local_rank:
+            self.meet()
         yield
-        if self.has_group and not self.local_rank:
-            dist.barrier()
+        if not self.local_rank:
+            self.meet()
 
 
 @contextlib.contextmanager
@@ -87,4 +111,11 @@ def start_parallel() -> Iterator[Parallel]:
         stack.callback(dist.destroy_process_group)
         # A store of its own connection: a wait of the other one must not hold this one up.
         stack.enter_context(FailureWatch(store.clone(), rank=rank, world_size=world_size))
-        yield Parallel(rank=rank, world_size=world_size, local_rank=local_rank, device=device)
+        yield Parallel(
+            rank=rank,
+            world_size=world_size,
+            local_rank=local_rank,
+            device=device,
+            # Of its own connection too: the collectives' may be in a wait on another thread.
+            store=store.clone(),
+        )

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -18,11 +18,11 @@ DIGEST = "config_digest"
 _Fields = Mapping[str, tuple[str, ...]]
 
 # What is drawn and how it is weighed, and which numbers an optimizer's state belongs to. Learning
-# rate, length, batch layout, addresses, paths and number formats may change: they are told.
+# rate, length, batches, packing, addresses, paths and number formats may change: they are told.
 _FIXED: _Fields = {
     "data": (
         *("text_keys", "prompt_keys", "answer_keys", "messages_key"),
-        *("max_seq_len", "min_chunk_tokens", "packing", "streaming"),
+        *("max_seq_len", "min_chunk_tokens", "streaming"),
     ),
     "train": (
         *("seed", "t_min", "t_max", "loss_weighting", "loss_normalizer"),
@@ -31,9 +31,8 @@ _FIXED: _Fields = {
     "distill": ("distillation_alpha",),
 }
 _FIXED_WITH_ADAPTERS: _Fields = {"train": ("lora_alpha", "lora_target_modules")}
-_FIXED_WITH_TEACHER: _Fields = {
-    "distill": ("temperature", "divergence", "jsd_beta", "state_source")
-}
+_FIXED_WITH_TEACHER: _Fields = {"distill": ("temperature", "divergence", "jsd_beta")}
+_FIXED_WITH_STATES: _Fields = {"distill": ("state_source",)}
 _FIXED_WITH_TRAJECTORIES: _Fields = {
     "distill": (
         *("num_sampling_steps", "collect_every_n_steps", "states_per_trajectory"),
@@ -53,22 +52,35 @@ def config_facts(config: Config) -> dict[str, Value]:
         sections.append(_FIXED_WITH_ADAPTERS)
     if config.uses_teacher:
         sections.append(_FIXED_WITH_TEACHER)
-        # Stored targets bring their states along.
-        if config.distill.state_source == "trajectory" and not config.distill.use_stored_logits:
-            sections.append(_FIXED_WITH_TRAJECTORIES)
-            if config.distill.states_per_trajectory:
-                sections.append(_FIXED_WITH_DRAWN_STEPS)
-    facts: dict[str, Value] = {
+        # What a store holds is known when it is open, see store_facts.py.
+        if not config.distill.use_stored_logits:
+            sections += _state_sections(config)
+    facts = _values(config, sections)
+    text = json.dumps(facts, sort_keys=True)
+    return facts | {DIGEST: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def state_facts(config: Config) -> dict[str, Value]:
+    """The fields that decide the states of a run with a teacher, by their dotted names."""
+    return _values(config, _state_sections(config))
+
+
+def _state_sections(config: Config) -> list[_Fields]:
+    sections = [_FIXED_WITH_STATES]
+    if config.distill.state_source == "trajectory":
+        sections.append(_FIXED_WITH_TRAJECTORIES)
+        if config.distill.states_per_trajectory:
+            sections.append(_FIXED_WITH_DRAWN_STEPS)
+    return sections
+
+
+def _values(config: Config, sections: Sequence[_Fields]) -> dict[str, Value]:
+    return {
         f"{section}.{name}": getattr(getattr(config, section), name)
         for fields in sections
         for section, names in fields.items()
         for name in names
     }
-    if config.distill.use_stored_logits:
-        # Targets may come from a teacher at first and from a store later.
-        del facts["distill.state_source"]
-    text = json.dumps(facts, sort_keys=True)
-    return facts | {DIGEST: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def differences(saved: Facts, now: Facts) -> list[str]:

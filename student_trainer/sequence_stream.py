@@ -43,6 +43,7 @@ class SequenceStream:
         # A few numbers for each window, until a later position is asked for.
         self._starts: list[tuple[int, WindowStart]] = []
         self._empty_epoch: int | None = None
+        self._failure: Exception | None = None
 
     def take(self, number: int) -> tuple[np.ndarray, int]:
         """The ids of a sequence, [length] int32, and its prompt's length.
@@ -84,7 +85,14 @@ class SequenceStream:
         if self._windows is None:
             self._windows = self._open_windows(self._start)
         while number >= self._num_read:
-            self._add(next(self._windows))
+            if self._failure is not None:
+                # The windows ended with it, and every thread that reads on is to know why.
+                raise self._failure
+            try:
+                self._add(next(self._windows))
+            except Exception as error:
+                self._failure = error
+                raise
 
     def _add(self, window: Window) -> None:
         self._starts.append((self._num_read, window.start))

@@ -145,6 +145,7 @@ class BatchReader(SequenceReader):
             "seed": self.plan.seed,
             "num_sequences": self.plan.dataset_size,
             "num_data_tokens": len(self.dataset.token_ids),
+            "data_digest": self.dataset.digest,
         }
 
     def read(self, micro_step: MicroStep) -> tuple[SequenceBatch, list[int]]:

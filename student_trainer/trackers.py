@@ -1,5 +1,6 @@
 """Where metrics go beside metrics.jsonl: TensorBoard, Weights & Biases."""
 
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -7,6 +8,8 @@ from typing import Any, Protocol
 from student_trainer.config import TrainConfig
 
 Record = Mapping[str, float]
+
+WANDB_ID_FILE = "wandb_run_id"
 
 
 class Tracker(Protocol):
@@ -49,10 +52,12 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One W&B run."""
+    """One W&B run, which goes on where training goes on from a checkpoint."""
 
-    def __init__(self, config: TrainConfig, settings: Mapping[str, Any]) -> None:
-        """Begins the run.
+    def __init__(
+        self, config: TrainConfig, settings: Mapping[str, Any], *, first_step: int
+    ) -> None:
+        """Begins the run, or goes on with that of the same output_dir after `first_step`.
 
         Args:
             settings: the whole configuration, to look up there.
@@ -71,6 +76,8 @@ class WeightsAndBiases:
             name=config.wandb_name,
             dir=config.output_dir,
             config=dict(settings),
+            id=_run_id(Path(config.output_dir) / WANDB_ID_FILE, is_new=not first_step),
+            resume="allow",
         )
 
     def add(self, step: int, record: Record) -> None:
@@ -78,6 +85,13 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _run_id(path: Path, *, is_new: bool) -> str:
+    """The id that is kept there, or a new one that is kept from now on."""
+    if is_new or not path.exists():
+        path.write_text(secrets.token_hex(8), encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
 def new_trackers(
@@ -93,5 +107,5 @@ def new_trackers(
         folder = Path(config.output_dir) / "tensorboard"
         trackers.append(TensorBoard(folder, first_step=first_step))
     if config.use_wandb:
-        trackers.append(WeightsAndBiases(config, settings))
+        trackers.append(WeightsAndBiases(config, settings, first_step=first_step))
     return trackers

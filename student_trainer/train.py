@@ -22,11 +22,13 @@ from student_trainer.batches import BatchPlan
 from student_trainer.client import TeacherClient
 from student_trainer.config import Config
 from student_trainer.data import TokenizedDataset, load_dataset
+from student_trainer.interrupt import StopRequest
 from student_trainer.metrics import MetricsLog
 from student_trainer.packing import check_packing
 from student_trainer.parallel import Parallel, start_parallel
 from student_trainer.prefetch import Prefetcher
 from student_trainer.replicas import RetryPolicy
+from student_trainer.run_facts import Facts
 from student_trainer.sampler_spec import check_sampler, sampler_spec
 from student_trainer.states import (
     BatchReader,
@@ -39,6 +41,7 @@ from student_trainer.states import (
 )
 from student_trainer.store import StoreExpectations, TargetStore
 from student_trainer.store.identity import DATASET_PLAN, RUN_PLAN
+from student_trainer.store_facts import store_facts
 from student_trainer.stored_plan import (
     SubsetPlan,
     check_encoding,
@@ -74,7 +77,7 @@ def run(config: Config, parallel: Parallel) -> None:
         (output_dir / "config.yaml").write_text(config_text, encoding="utf-8")
     if config.train.enable_full_determinism:
         torch.use_deterministic_algorithms(True)
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as held, contextlib.ExitStack() as stack:
         teacher = _target_source(config, parallel, stack)
         # Sharding moves each rank's share to its device; the whole student never goes there.
         is_sharded = parallel.has_group and config.train.data_parallel_mode != "ddp"
@@ -104,7 +107,7 @@ def run(config: Config, parallel: Parallel) -> None:
             denoiser,
             parallel,
             num_steps=num_steps,
-            facts=_facts(reader, teacher),
+            facts=_facts(config, reader, teacher),
             config_text=config_text,
             teacher_head=None if teacher is None else teacher.sharded_head,
             data=reader if isinstance(reader, StreamReader) else None,
@@ -132,11 +135,14 @@ def run(config: Config, parallel: Parallel) -> None:
                 )
             )
         stack.enter_context(prefetcher)
+        # Begun late, since before the first step there is nothing to save; ended last of all.
+        request = held.enter_context(StopRequest())
         is_done = trainer.train(
             iter(prefetcher),
             num_micro_steps=reader.num_micro_steps,
             counters=lambda: TargetCounters() if teacher is None else teacher.counters,
             log=log,
+            request=request,
         )
         if is_done and config.train.save_hf_weights:
             folder = trainer.export()
@@ -250,6 +256,8 @@ def _start_local_teacher(
             address = stack.enter_context(process).address
         except TeacherStartError as error:
             failure = str(error)
+    # A large teacher loads for longer than a collective waits.
+    parallel.meet()
     answers = parallel.gather((address, failure))
     for _, problem in answers:
         if problem:
@@ -439,12 +447,13 @@ def _plan(
     )
 
 
-def _facts(reader: SequenceReader, teacher: TargetSource | None) -> dict[str, int | str]:
-    """What decides a run's batches and targets beside the step."""
-    facts = reader.facts
-    if teacher is not None:
-        facts["teacher_revision"] = teacher.description.revision
-    return facts
+def _facts(config: Config, reader: SequenceReader, teacher: TargetSource | None) -> Facts:
+    """What decides a run's batches, states and targets beside the step."""
+    if teacher is None:
+        return reader.facts
+    identity = teacher.identity if isinstance(teacher, TargetStore) else None
+    revision = {"teacher_revision": teacher.description.revision}
+    return reader.facts | revision | store_facts(config, identity)
 
 
 def _source(config: Config, reader: SequenceReader, teacher: TargetSource | None) -> StateSource:

@@ -21,6 +21,7 @@ from student_trainer.checkpoint import (
     TrainingState,
     find_checkpoint,
     load_checkpoint,
+    put_back_replaced,
 )
 from student_trainer.checkpoint_writer import CheckpointWriter
 from student_trainer.config import Config
@@ -126,21 +127,25 @@ class Trainer:
         num_micro_steps: int,
         counters: Callable[[], TargetCounters],
         log: MetricsLog | None,
+        request: StopRequest,
     ) -> bool:
-        """Runs the steps that are left, or those until SIGTERM; what was done is saved then.
+        """Runs the steps that are left, or those until a request to stop; what was done is saved.
 
         Args:
             arriving: the states of each micro-step, in order.
             num_micro_steps: accumulation steps of one optimizer step.
             counters: what the teacher's client did so far.
             log: on the main rank; None elsewhere.
+            request: looked at after each step. It is the caller's, since signals come in twos
+                (the scheduler's and torchrun's): its context must outlast this call, which
+                returns when the last checkpoint is on the disk, and the export.
 
         Returns:
             Whether all steps are done.
         """
         self._started_s = time.monotonic()
         self._denoiser.train()
-        with self._writer or contextlib.nullcontext(), StopRequest() as request:
+        with self._writer or contextlib.nullcontext():
             for step in range(self.first_step, self._num_steps):
                 sums = StepSums()
                 started_s = time.monotonic()
@@ -172,13 +177,15 @@ class Trainer:
                 assert self._average is not None
                 stack.enter_context(self._average.swapped())
             # Written before the weights come back: on the CPU these are the parameters themselves.
-            weights = full_weights(self._denoiser)
+            weights = full_weights(self._denoiser, is_kept=self._parallel.is_main)
             if self._parallel.is_main:
                 checkpoints.save_denoiser(self._denoiser, folder, weights=weights)
         return folder
 
     def _resume(self, folder: Path, facts: Facts, config_text: str) -> int:
         path = self._config.train.load_checkpoint_path
+        if self._parallel.is_main:
+            put_back_replaced(folder)
         # One rank looks, since another may see a checkpoint that is just being removed.
         (found, *_) = self._parallel.gather(find_checkpoint(path, folder) if path else None)
         if found is None:
@@ -322,6 +329,8 @@ class Trainer:
     def _save(self, num_done: int, *, is_stopping: bool) -> None:
         if self._writer is None:
             return
+        # A disk that is full is told now, not when the next one is due.
+        self._writer.check()
         every = self._config.train.save_steps
         is_due = every and (num_done % every == 0 or num_done == self._num_steps)
         if is_due or is_stopping:

@@ -2,10 +2,13 @@
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from student_trainer.failure import FailureWatch
 from student_trainer.parallel import start_parallel
@@ -23,6 +26,18 @@ def fail_beside_a_collective() -> int:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def go_one_after_another() -> None:
+    """The first rank takes longer than a collective waits; every rank prints when it was in."""
+    with start_parallel() as parallel:
+        parallel.sum([1.0])  # connects them
+        distributed_c10d._set_pg_timeout(timedelta(seconds=0.5))
+        with parallel.first_of_node_goes_first():
+            begun_s = time.monotonic()
+            if parallel.is_main:
+                threading.Event().wait(2.0)
+            print(begun_s, time.monotonic(), flush=True)
 
 
 def fail_on_last() -> int:

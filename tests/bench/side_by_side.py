@@ -16,6 +16,7 @@ from pathlib import Path
 
 from masked_diffusion.families import Denoiser
 from student_trainer.config import Config
+from student_trainer.interrupt import StopRequest
 from student_trainer.metrics import MetricsLog, StepMetrics
 from student_trainer.parallel import Parallel
 from student_trainer.prefetch import Prefetcher
@@ -137,6 +138,7 @@ def _child(  # noqa: PLR0917 - as multiprocessing passes them
                 num_micro_steps=run.reader.num_micro_steps,
                 counters=run.counters,
                 log=log,
+                request=StopRequest(),
             )
     except _EnoughError:
         pass

@@ -1,12 +1,20 @@
 """Checkpoints: whole or not there, and a run goes on from one as if it had never stopped."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from masked_diffusion import checkpoints
-from student_trainer.checkpoint import TrainingState, find_checkpoint, load_checkpoint
+from student_trainer.checkpoint import (
+    TrainingState,
+    find_checkpoint,
+    load_checkpoint,
+    put_back_replaced,
+)
 from student_trainer.checkpoint_writer import CheckpointWriter
 from student_trainer.config import TrainConfig
 from student_trainer.ema import WeightAverage
@@ -119,6 +127,68 @@ def test_a_checkpoint_that_cannot_be_written_fails_the_run(tiny_tokenizer, tmp_p
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"cannot write the checkpoint .*Not a directory"):
         save_checkpoint(tmp_path / "file", run, step=1)
+
+
+def test_a_failed_write_is_told_before_the_next_one(tiny_tokenizer, tmp_path):
+    run = Run(tiny_tokenizer, seed=0)
+    run.train(range(1))
+    (tmp_path / "file").touch()
+    writer = CheckpointWriter(tmp_path / "file", ONE_RANK, facts={})
+    writer.save(run.state.to_dict(1), step=1)
+    with pytest.raises(OSError, match=r"cannot write the checkpoint"):
+        while True:
+            writer.check()
+    writer.check()
+    writer.__exit__(None, None, None)
+
+
+def test_everything_is_on_the_disk_before_a_checkpoint_has_its_name(
+    tiny_tokenizer, tmp_path, monkeypatch
+):
+    synced = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    run = Run(tiny_tokenizer, seed=0)
+    run.train(range(1))
+    save_checkpoint(tmp_path, run, step=1, config_text="data: {}")
+    scratch = tmp_path / ".step-1.partial"
+    # torch syncs what it writes under names that it changes then.
+    ours = [path for path in synced if path.suffix not in (".distcp", ".tmp", ".metadata")]
+    assert ours == [scratch / "config.yaml", scratch / "run_facts.json", scratch, tmp_path]
+    assert {path.suffix for path in synced[: -len(ours)]} == {".distcp", ".tmp"}
+
+
+def test_a_checkpoint_that_was_being_replaced_when_the_process_ended_is_put_back(
+    tiny_tokenizer, tmp_path
+):
+    run = Run(tiny_tokenizer, seed=0)
+    run.train(range(1))
+    save_checkpoint(tmp_path, run, step=1)
+    for begin in (
+        put_back_replaced,
+        lambda folder: CheckpointWriter(folder, ONE_RANK, facts={}),
+    ):
+        (tmp_path / "step-1").rename(tmp_path / ".step-1.replaced")
+        begin(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    # Where the new one has its name, the old one goes.
+    (tmp_path / ".step-1.replaced").mkdir()
+    save_checkpoint(tmp_path, run, step=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1", "step-2"]
+    assert load_checkpoint(tmp_path / "step-1", run.state, facts={}) == 1
+
+
+@pytest.mark.parametrize("text", ["", '{"steps_done": '])
+def test_a_checkpoint_that_cannot_be_read_is_named(tiny_tokenizer, tmp_path, text):
+    run = Run(tiny_tokenizer, seed=0)
+    run.train(range(1))
+    save_checkpoint(tmp_path, run, step=1)
+    (tmp_path / "step-1" / "run_facts.json").write_text(text)
+    with pytest.raises(ValueError, match=r"load_checkpoint_path '.*step-1' cannot be read: run_fa"):
+        load_checkpoint(tmp_path / "step-1", run.state, facts={})
 
 
 def test_the_moving_average_is_part_of_it(tiny_tokenizer, tmp_path):

@@ -81,6 +81,15 @@ def test_training_that_cannot_be_is_refused(fields, message):
             {"use_stored_logits": True},
             "distill.stored_logits_path must be a folder or URL with",
         ),
+        (
+            {
+                "use_stored_logits": True,
+                "stored_logits_path": "store",
+                "distillation_alpha": 0.0,
+                "stored_logits_skip_corrupt": True,
+            },
+            "distill.use_stored_logits must be false with distill.distillation_alpha=0",
+        ),
         ({"prompt_fraction": 1.0}, "distill.prompt_fraction must be in [0, 1), got 1.0"),
         ({"num_sampling_steps": 0}, "distill.num_sampling_steps must be >= 1, got 0"),
         ({"collect_every_n_steps": 0}, "distill.collect_every_n_steps must be >= 1, got 0"),

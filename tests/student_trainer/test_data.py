@@ -1,5 +1,8 @@
 """Chunks of token ids, and the cache of them."""
 
+import dataclasses
+import os
+
 import numpy as np
 import pytest
 
@@ -154,3 +157,70 @@ def test_a_row_that_cannot_be_read_leaves_no_cache(tiny_tokenizer, tmp_path):
             cache_folder=tmp_path / "cache",
         )
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_the_digest_is_of_the_sequences_in_their_order_and_of_nothing_else(
+    tiny_tokenizer, tmp_path
+):
+    def load(*texts, folder="a", **options):
+        path = tmp_path / folder
+        path.mkdir(exist_ok=True)
+        for number, text in enumerate(texts):
+            (path / f"{number}.txt").write_text(text)
+        return load_dataset(
+            str(path),
+            text_keys=["text"],
+            tokenizer=tiny_tokenizer,
+            max_seq_len=16,
+            min_chunk_tokens=1,
+            **options,
+        )
+
+    one, other, *_ = PYTHON_SOURCES
+    read = load(one, other)
+    swapped = load(other, one, folder="b")
+    assert len(read.token_ids) == len(swapped.token_ids)
+    assert read.digest != swapped.digest
+    # From memory, written to a cache, read from it, and from files that moved.
+    cache = tmp_path / "cache"
+    cached = [load(one, other, folder="c", cache_folder=cache) for _ in range(2)]
+    older = dataclasses.replace(cached[1], known_digest=None)
+    assert {read.digest, *(found.digest for found in cached), older.digest} == {read.digest}
+    # The same ids, cut in other places or with another prompt, are other sequences.
+    offsets = read.offsets.copy()
+    offsets[1] -= 1
+    prompts = read.prompt_lengths + 1
+    assert dataclasses.replace(read, offsets=offsets).digest != read.digest
+    assert dataclasses.replace(read, prompt_lengths=prompts).digest != read.digest
+
+
+def test_what_killed_processes_left_is_in_nobodys_way_and_goes_in_the_end(tiny_tokenizer, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text(PYTHON_SOURCES[0])
+
+    def load():
+        return load_dataset(
+            str(path),
+            text_keys=["text"],
+            tokenizer=tiny_tokenizer,
+            max_seq_len=16,
+            min_chunk_tokens=1,
+            cache_folder=tmp_path / "cache",
+        )
+
+    load()
+    (folder,) = (tmp_path / "cache").iterdir()
+    folder.rename(tmp_path / "elsewhere")
+    # Process ids repeat; this one may also be another machine's, which is at work.
+    fresh = folder.with_suffix(f".{os.getpid()}.partial")
+    old = folder.with_suffix(".7.partial")
+    for partial in (fresh, old):
+        partial.mkdir()
+        (partial / data.TOKENS_FILE).touch()
+    for changed in (old / data.TOKENS_FILE, old):
+        os.utime(changed, (0, 0))
+
+    load()
+
+    assert set((tmp_path / "cache").iterdir()) == {folder, fresh}
+    assert folder.stat().st_mode == (tmp_path / "elsewhere").stat().st_mode

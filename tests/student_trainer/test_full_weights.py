@@ -20,3 +20,5 @@ def test_tied_weights_are_there_once_and_all_others_as_they_are(tiny_tokenizer):
         assert len(set(pointers)) == len(pointers)
         assert len(found) == len(state) - (1 if tied else 0)
         assert not any(tensor.requires_grad for tensor in found.values())
+        # Ranks that write nothing hold nothing.
+        assert full_weights(denoiser, is_kept=False) == {}

@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 
 from student_trainer.parallel import start_parallel
+from tests import failing_ranks, ranks
 from tests.training import ONE_RANK
 
 
@@ -41,3 +42,13 @@ def test_one_rank_is_all_ranks():
     assert not ONE_RANK.has_group
     with ONE_RANK.first_of_node_goes_first():
         pass
+
+
+def test_a_rank_that_goes_first_may_take_longer_than_a_collective_waits(tmp_path):
+    running = ranks.start(failing_ranks.go_one_after_another, num_ranks=2, folder=tmp_path)
+    assert running.wait() == [0, 0], running.output()
+    (begun_s, through_s), (entered_s, _) = (
+        map(float, log.read_text().splitlines()[-1].split()) for log in running.logs
+    )
+    assert through_s - begun_s >= 2.0
+    assert entered_s >= through_s

@@ -57,6 +57,7 @@ def test_a_field_that_makes_another_run_is_named(section, name, value):
         ("train", "enable_gradient_checkpointing", True),
         ("train", "weight_decay", 0.3),
         ("data", "train_path", "moved"),
+        ("data", "packing", True),
         ("distill", "teacher_address", "host:2"),
         ("distill", "encoding", "top_k"),
         ("distill", "num_sampling_steps", 7),

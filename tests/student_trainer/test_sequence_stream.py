@@ -225,8 +225,12 @@ def test_a_broken_row_is_named_when_its_window_is_read(tiny_tokenizer, tiny_deno
     path.write_text(good + "{broken\n")
     with reader(new_plan(path, tiny_tokenizer), tiny_denoiser.info) as opened:
         sequences(opened, range(1))
+        # Each of the threads that read ahead meets it, not only the first.
+        for _ in range(3):
+            with pytest.raises(ValueError, match=r"a.jsonl, line 9: not valid JSON"):
+                opened.stream.take(1_000_000)
         with pytest.raises(ValueError, match=r"a.jsonl, line 9: not valid JSON"):
-            sequences(opened, range(1, NUM_STEPS))
+            opened.position(1_000_000)
 
 
 def test_the_prompt_of_a_pair_is_never_maskable(tiny_tokenizer, tiny_denoiser, tmp_path):

@@ -1,6 +1,7 @@
 """Where metrics go beside the file: TensorBoard's events, and what is missing is named."""
 
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,16 @@ def test_a_library_that_is_missing_is_named_with_the_mend(
         ValueError, match=rf"train.use_{library} needs {library}; pip install {library}, or set f"
     ):
         new_trackers(config(tmp_path, **fields), {}, first_step=0)
+
+
+def test_a_run_that_goes_on_is_the_same_run_at_wandb(tmp_path, monkeypatch):
+    begun = []
+    library = types.ModuleType("wandb")
+    library.init = lambda **options: begun.append(options)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    fields = {"use_tensorboard": False, "use_wandb": True}
+    for first_step in (0, 4, 7, 0):
+        new_trackers(config(tmp_path, **fields), {}, first_step=first_step)
+    ids = [options["id"] for options in begun]
+    assert ids[0] == ids[1] == ids[2] != ids[3]
+    assert {options["resume"] for options in begun} == {"allow"}

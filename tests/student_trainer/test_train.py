@@ -133,6 +133,32 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(data, settings, tmp_path)
     assert checkpoints.weights_digest(again) == digest
 
 
+def test_a_run_goes_on_with_data_that_moved_and_not_with_the_same_in_another_order(
+    data, tiny_checkpoint, tmp_path, capsys
+):
+    lines = data.read_text().splitlines(keepends=True)
+    parts = [tmp_path / name for name in ("a.jsonl", "b.jsonl", "moved.jsonl")]
+    for part, text in zip(parts, (lines[:12], lines[12:], lines[:12]), strict=True):
+        part.write_text("".join(text))
+    first, second, moved = map(str, parts)
+
+    def command(*paths: str, num_steps: int) -> list[str]:
+        settings = {
+            "distill.distillation_alpha": 0.0,
+            "distill.teacher_model_path": tiny_checkpoint,
+            "train.max_steps": num_steps,
+            "train.save_steps": 1,
+            "train.load_checkpoint_path": "auto",
+            "data.train_path": ",".join(paths),
+        }
+        return training.arguments(tmp_path / "run", data, settings)
+
+    training.run(command(first, second, num_steps=1))
+    assert train.main(command(second, first, num_steps=2)) == train.EXIT_FAILED
+    assert "does not fit this run: data_digest was" in capsys.readouterr().err
+    assert len(training.run(command(moved, second, num_steps=2))) == 2
+
+
 def test_without_a_share_of_the_teacher_nobody_is_asked(data, tiny_checkpoint, tmp_path):
     settings = {
         **ONE_LAYER,

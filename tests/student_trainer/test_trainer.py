@@ -19,6 +19,7 @@ from student_trainer.batches import BatchPlan
 from student_trainer.config import Config, DataConfig, DistillConfig, TrainConfig
 from student_trainer.data import Chunking, TokenizedDataset, tokenize_documents
 from student_trainer.documents import Document
+from student_trainer.interrupt import StopRequest
 from student_trainer.metrics import MetricsLog, read_metrics
 from student_trainer.optimizer import learning_rate
 from student_trainer.states import BatchReader, NoisedStates, StateBatch
@@ -79,6 +80,7 @@ def train(
             num_micro_steps=GLOBAL_BATCH_SIZE // config.train.micro_batch_size,
             counters=TargetCounters,
             log=log,
+            request=StopRequest(),
         )
     return read_metrics(path)
 
