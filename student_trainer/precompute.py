@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from masked_diffusion.families import Denoiser
-from protos import errors
 from student_trainer import config_file, train
 from student_trainer.config import Config
 from student_trainer.interrupt import StopRequest
@@ -34,12 +33,8 @@ from student_trainer.stored_plan import SequentialPlan, dataset_key, dataset_pla
 from student_trainer.student import StudentSpec, outline_student
 from student_trainer.targets import RemoteTeacher
 from student_trainer.teacher_folder import link_with_config
-from student_trainer.teacher_process import TeacherEndedError, TeacherStartError
 
 logger = logging.getLogger(__name__)
-
-EXIT_FAILED = 1
-EXIT_MISUSED = 2
 
 
 def run(options: PrecomputeOptions) -> dict[str, int]:
@@ -226,17 +221,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         counts = run(options)
     except config_file.ConfigError as error:
         print(f"distill precompute: {error}", file=sys.stderr)
-        return EXIT_MISUSED
-    except (
-        ValueError,
-        OSError,
-        TeacherStartError,
-        TeacherEndedError,
-        errors.TeacherError,
-    ) as error:
+        return train.EXIT_MISUSED
+    except train.FAILURES as error:
         logger.debug("failed", exc_info=True)
         print(f"distill precompute: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        return train.EXIT_FAILED
     print(f"{options.output_path}: {counts}", flush=True)
     return 0
 

@@ -64,6 +64,8 @@ _WEIGHT_DTYPE = torch.float32
 
 EXIT_FAILED = 1
 EXIT_MISUSED = 2
+FAILURES = (ValueError, OSError, TeacherStartError, TeacherEndedError, errors.TeacherError)
+"""What a user can mend: told in a line, without a traceback."""
 
 
 def run(config: Config, parallel: Parallel) -> None:
@@ -542,13 +544,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rank == 0:
             print(f"distill train: {error}", file=sys.stderr)
         return EXIT_MISUSED
-    except (
-        ValueError,
-        OSError,
-        TeacherStartError,
-        TeacherEndedError,
-        errors.TeacherError,
-    ) as error:
+    except FAILURES as error:
         logger.debug("failed", exc_info=True)
         print(f"distill train{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
         return EXIT_FAILED

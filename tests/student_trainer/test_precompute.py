@@ -110,7 +110,7 @@ def test_a_student_without_a_tokenizer_has_the_teachers_and_its_overrides(
     folder.mkdir()
     path = folder / "config.json"
     values = json.loads((tiny_checkpoint / "config.json").read_text())
-    # Of the config alone, the teacher would be refused: its mask is another.
+    # With the config alone the run would be refused: its mask is not the teacher's.
     mask_token_id = values.pop("mask_token_id")
     path.write_text(json.dumps(values | {"mask_token_id": mask_token_id - 1}))
     settings = settings | {"model.config_path": path if is_file else folder, "train.max_steps": 1}
