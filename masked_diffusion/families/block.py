@@ -1,5 +1,6 @@
 """Block diffusion: positions see their own block and the blocks before it."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
@@ -147,10 +148,16 @@ class BlockDenoiser(CausalDecoder):
             input_ids=ids,
             attention_mask=block_masks.additive(seen, self.body.dtype),
             position_ids=positions,
-            past_key_values=cache,
             use_cache=cache is not None,
+            **({} if cache is None else {_cache_argument(self.body): cache}),
         )
         return cast(Tensor, output.last_hidden_state)
+
+
+def _cache_argument(body: PreTrainedModel) -> str:
+    """What a decoder calls its cache: transformers 5.24 renamed it."""
+    is_renamed = "cache" in inspect.signature(body.forward).parameters
+    return "cache" if is_renamed else "past_key_values"
 
 
 def _real(input_ids_BL: Tensor, attention_mask_BL: Tensor | None) -> Tensor:
