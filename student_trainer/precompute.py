@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from masked_diffusion.families import Denoiser
-from student_trainer import config_file, train
+from student_trainer import config_file, readers, sources, train
 from student_trainer.config import Config
 from student_trainer.interrupt import StopRequest
 from student_trainer.parallel import Parallel
@@ -47,14 +47,14 @@ def run(options: PrecomputeOptions) -> dict[str, int]:
     with contextlib.ExitStack() as stack:
         options = _with_local_folders(options, stack)
         config = options.config
-        teacher = train.connect_teacher(
+        teacher = sources.connect_teacher(
             config,
             parallel,
             stack,
             teacher_arguments=[] if options.device is None else [f"--device={options.device}"],
         )
         denoiser = _without_weights(config)
-        train.check_fits(denoiser.info, teacher, config)
+        sources.check_fits(denoiser.info, teacher, config)
         work = _work(options, denoiser, teacher, parallel)
         # Left last of what follows: a second one does not stop the open shard's being published.
         request = stack.enter_context(StopRequest())
@@ -134,7 +134,7 @@ class _Work:
             self.store,
             example_of=None if self.options.is_run else self._example_key,
         )
-        batches = train.live_states(self.options.config, self.reader, recorder).states(micro_step)
+        batches = sources.live_states(self.options.config, self.reader, recorder).states(micro_step)
         return recorder.units(
             torch.cat([batch.t_B for batch in batches]),
             torch.cat([batch.num_maskable_B for batch in batches]),
@@ -152,8 +152,10 @@ def _work(
     config = options.config
     micro_batch_size = config.train.micro_batch_size
     size = config.train.global_batch_size or micro_batch_size
-    reader = train.build_reader(config, denoiser, parallel, teacher=teacher, global_batch_size=size)
-    num_steps = train.count_steps(config, reader)
+    reader = readers.build_reader(
+        config, denoiser, parallel, teacher=teacher, global_batch_size=size
+    )
+    num_steps = readers.count_steps(config, reader)
     if not options.is_run:
         num_sequences = min(len(reader.dataset), options.max_examples or len(reader.dataset))
         plan = SequentialPlan(

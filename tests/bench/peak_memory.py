@@ -14,7 +14,7 @@ from typing import Literal
 from unittest import mock
 
 from masked_diffusion import checkpoints
-from student_trainer import train
+from student_trainer import sources, train
 from tests.bench.in_process_teacher import InProcessTeacher
 
 _BYTES_PER_KIB = 1024
@@ -42,7 +42,7 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as stack:
         if fields["teacher"] is not None:
             teacher = InProcessTeacher(checkpoints.load_denoiser(fields["teacher"]))
-            stack.enter_context(mock.patch.object(train, "connect_teacher", lambda *_: teacher))
+            stack.enter_context(mock.patch.object(sources, "connect_teacher", lambda *_: teacher))
         code = train.main(arguments)
     if code != 0:
         sys.exit(code)
