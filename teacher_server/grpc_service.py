@@ -15,7 +15,7 @@ from protos import teacher_pb2 as pb
 from teacher_server import head, names, requests, responses
 from teacher_server.call_record import CallRecord
 from teacher_server.config import EngineConfig, LimitsConfig
-from teacher_server.engine.encoder import dtype_name
+from teacher_server.engine.values import dtype_name
 from teacher_server.engine.engine import Engine
 from teacher_server.engine.sequence import Outcome, Request
 from teacher_server.engine.stream import OutputStream

@@ -6,7 +6,7 @@ from masked_diffusion.families import Denoiser
 from protos import parts
 from protos import teacher_pb2 as pb
 from teacher_server import names
-from teacher_server.engine.encoder import dtype_name, to_values
+from teacher_server.engine.values import dtype_name, to_values
 
 
 def head_spec(denoiser: Denoiser, *, digest: str) -> pb.HeadSpec:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from masked_diffusion.samplers.config import Confidence
 from masked_diffusion.samplers.cut import find_cut
+from masked_diffusion.samplers.few_ids import FewIdsSoftmax, few_ids_softmax
+from masked_diffusion.samplers.largest import at_least_kth
 from masked_diffusion.samplers.vocabulary import TiledSoftmax, tiled_softmax
 
 _RAW = ("raw_probability", "raw_negative_entropy")
@@ -60,19 +62,32 @@ def sample_tokens(
             torch.zeros(0, dtype=torch.int64, device=raw_MV.device), raw_MV.new_zeros(0)
         )
     is_greedy = temperature == 0
-    cut = find_cut(raw_MV, top_p=top_p, top_k=top_k, temperature=temperature or 1.0)
-    softmax = tiled_softmax(raw_MV, temperature=temperature or 1.0, cut=cut)
+    softmax = _softmax(raw_MV, temperature=temperature or 1.0, top_p=top_p, top_k=top_k)
     if is_greedy or greedy_M is not None:
         token_ids_M = raw_MV.argmax(dim=-1)
     if not is_greedy:
         drawn_M = softmax.draw(uniforms_M.to(raw_MV.device))
         token_ids_M = drawn_M if greedy_M is None else token_ids_M.where(greedy_M, drawn_M)
-    if confidence in _RAW and (temperature not in (0, 1) or cut is not None):
-        softmax = tiled_softmax(raw_MV, temperature=1.0, cut=None)
+    if confidence in _RAW:
+        is_filtered = isinstance(softmax, FewIdsSoftmax) or softmax.cut is not None
+        if is_filtered or temperature not in (0, 1):
+            softmax = tiled_softmax(raw_MV, temperature=1.0, cut=None)
     return TokenSamples(token_ids_M, _measure(confidence, softmax, token_ids_M))
 
 
-def _measure(confidence: Confidence, softmax: TiledSoftmax, token_ids_M: Tensor) -> Tensor:
+def _softmax(
+    logits_MV: Tensor, *, temperature: float, top_p: float | None, top_k: int | None
+) -> TiledSoftmax | FewIdsSoftmax:
+    has_top_p = top_p is not None and top_p < 1
+    if top_k and not has_top_p and top_k < logits_MV.shape[1]:
+        return few_ids_softmax(at_least_kth(logits_MV, top_k), temperature=temperature)
+    cut = find_cut(logits_MV, top_p=top_p, top_k=top_k, temperature=temperature)
+    return tiled_softmax(logits_MV, temperature=temperature, cut=cut)
+
+
+def _measure(
+    confidence: Confidence, softmax: TiledSoftmax | FewIdsSoftmax, token_ids_M: Tensor
+) -> Tensor:
     if confidence in ("probability", "raw_probability"):
         return softmax.probabilities(token_ids_M)
     if confidence == "margin":

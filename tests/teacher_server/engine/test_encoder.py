@@ -7,7 +7,7 @@ from torch import Tensor
 
 from masked_diffusion.families import EXCLUDED_LOGIT
 from protos import codec
-from teacher_server.engine import encoder
+from teacher_server.engine import encoder, top_k, values
 
 MASK_ID = 4
 VOCAB_SIZE = 23
@@ -33,7 +33,7 @@ def _log_softmax(logits_MV: np.ndarray) -> np.ndarray:
 
 def _encode(logits_MV: Tensor, **changes: object) -> codec.TopK:
     fields = {"top_k": 5, "top_p": 1.0, "temperatures": TEMPERATURES, "dtype": "f32"}
-    return encoder.encode_top_k(logits_MV, **(fields | changes))  # type: ignore[arg-type]
+    return top_k.encode_top_k(logits_MV, **(fields | changes))  # type: ignore[arg-type]
 
 
 def _rows(distribution: codec.TopK) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -189,11 +189,11 @@ def test_no_positions_make_an_empty_record() -> None:
     assert distribution.log_normalizers.shape == (len(TEMPERATURES), 0)
 
 
-@pytest.mark.parametrize(("name", "dtype"), encoder.TORCH_DTYPES.items())
+@pytest.mark.parametrize(("name", "dtype"), values.TORCH_DTYPES.items())
 def test_a_dtype_has_its_wire_name(name: codec.ValueDtype, dtype: torch.dtype) -> None:
-    assert encoder.dtype_name(dtype) == name
+    assert values.dtype_name(dtype) == name
 
 
 def test_a_dtype_that_targets_cannot_carry_is_refused() -> None:
     with pytest.raises(ValueError, match=r"torch\.float64.*--dtype float32"):
-        encoder.dtype_name(torch.float64)
+        values.dtype_name(torch.float64)
