@@ -69,12 +69,18 @@ class InstantServicer(teacher_pb2_grpc.TeacherServiceServicer):
         encoding = _ENCODINGS[request.targets.encoding]
         ids = np.frombuffer(request.states.token_ids, dtype="<i4")
         ends = np.cumsum(request.states.lengths)
-        payloads = []
-        for sequence_id, state_L in zip(
-            request.states.sequence_ids, np.split(ids, ends[:-1]), strict=True
-        ):
-            record = self._targets.record(encoding, sequence_id=sequence_id, state_L=state_L)
-            payloads.append((sequence_id, 0, codec.encode_targets(record)))
+        states = zip(request.states.sequence_ids, np.split(ids, ends[:-1]), strict=True)
+        # One after another, as an engine gives them: what is sent first is encoded first.
+        payloads = (
+            (
+                sequence_id,
+                0,
+                codec.encode_targets(
+                    self._targets.record(encoding, sequence_id=sequence_id, state_L=state_L)
+                ),
+            )
+            for sequence_id, state_L in states
+        )
         for message in parts.pack_parts(payloads):
             yield pb.ScoreStatesResponse(parts=message)
 
