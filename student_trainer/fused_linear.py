@@ -43,7 +43,7 @@ class ChunkPlan:
     max_chunk_elements: int
     """Positions times vocabulary; at least one position is always taken."""
     divisor: float = 1.0
-    """What the objective is divided by, here and not after: see `backward`."""
+    """Of the objective. Dividing afterwards would scale every gradient, which takes a copy."""
 
 
 def chunked_linear_loss(
@@ -52,9 +52,10 @@ def chunked_linear_loss(
     """Sums a loss over all positions, holding the logits of one chunk at a time.
 
     Gradients are formed in the forward pass, so a call costs about as much as forward and backward
-    together, and `backward` only scales them, where what comes in is not 1; under `torch.no_grad` they are left out. Matrix
-    products run in the wider dtype of hidden and weight, everything else in at least float32. The
-    mask's row and rows past the vocabulary are neither read nor given a gradient.
+    together, and `backward` only hands them over (scaled, where what comes in is not 1); under
+    `torch.no_grad` they are left out. Matrix products run in the wider dtype of hidden and weight,
+    everything else in at least float32. The mask's row and rows past the vocabulary are neither
+    read nor given a gradient.
 
     Returns:
         `objective` connected to hidden, weight and bias (also without a single position, so that
