@@ -4,6 +4,7 @@ The argument holds the fields of `LossWorkload` and "num_rounds".
 """
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import sys
@@ -78,8 +79,8 @@ class Arms:
         """Every implementation that is here, by name."""
         works: dict[str, Callable[[], float]] = {}
         for name in DIVERGENCES:
-            works[f"naive_{name}"] = lambda name=name: self.naive(name)
-            works[f"chunked_{name}"] = lambda name=name: self.chunked(name)
+            works[f"naive_{name}"] = functools.partial(self.naive, name)
+            works[f"chunked_{name}"] = functools.partial(self.chunked, name)
         if importlib.util.find_spec("liger_kernel") is not None:
             works["liger_jsd"] = self.liger
         return works

@@ -38,7 +38,7 @@ def test_every_implementation_is_timed_and_gives_the_same_loss():
     assert len(loss.figure(result).axes) == 2
 
 
-def test_a_work_that_fails_ends_the_bench_with_its_last_words():
+def test_a_work_that_fails_ends_the_bench_and_is_named():
     workload = dataclasses.replace(TINY, max_chunk_elements=0)
-    with pytest.raises(RuntimeError, match=r"(?s)at least 1, got 0.*the work chunked_forward_kl"):
+    with pytest.raises(RuntimeError, match="the work chunked_forward_kl failed"):
         loss.measure(workload, num_rounds=1)

@@ -46,8 +46,12 @@ class Receiver:
         num_messages = max(1, round(transfer_bytes / parts.MESSAGE_BYTES))
         self._transfer_bytes = num_messages * parts.MESSAGE_BYTES
         self._channel = grpc.insecure_channel(self._address, options=channel_options.CLIENT_OPTIONS)
-        self._stream = self._channel.unary_stream(f"/{RAW_SERVICE}/Stream")
-        self._cpu_time = self._channel.unary_unary(f"/{RAW_SERVICE}/CpuTime")
+        self._stream: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(
+            f"/{RAW_SERVICE}/Stream"
+        )
+        self._cpu_time: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
+            f"/{RAW_SERVICE}/CpuTime"
+        )
         self._socket = socket.create_connection(("127.0.0.1", tcp_port))
         self._buffer = bytearray(parts.MESSAGE_BYTES)
 
