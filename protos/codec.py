@@ -27,6 +27,7 @@ _MAX_HEADER_ITEMS = 64
 _DIGEST_BYTES = 16
 _PREFIX = struct.Struct("<4sI")
 
+Payload = bytes | bytearray | memoryview
 ValueDtype = Literal["f32", "f16", "bf16"]
 # numpy has no bfloat16: its bits travel as uint16 and the reader reinterprets them.
 _VALUE_NUMPY: Mapping[str, str] = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
@@ -143,7 +144,7 @@ def encode_targets(targets: StepTargets) -> bytes:
     return b"".join(pieces)
 
 
-def decode_targets(payload: bytes | bytearray | memoryview) -> StepTargets:
+def decode_targets(payload: Payload) -> StepTargets:
     """Reads one payload; the arrays are read-only views of it.
 
     Raises:

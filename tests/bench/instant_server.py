@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 
-from protos import channel, codec, parts, teacher_pb2_grpc
+from protos import channel, codec, parts, service, teacher_pb2_grpc
 from protos import teacher_pb2 as pb
+from protos.messages import TargetsMessage
 from tests.bench import cores
 from tests.bench.instant_targets import REVISION, InstantTargets
 
@@ -65,7 +66,7 @@ class InstantServicer(teacher_pb2_grpc.TeacherServiceServicer):
 
     async def ScoreStates(  # noqa: N802
         self, request: pb.ScoreStatesRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[pb.ScoreStatesResponse]:
+    ) -> AsyncIterator[TargetsMessage]:
         encoding = _ENCODINGS[request.targets.encoding]
         ids = np.frombuffer(request.states.token_ids, dtype="<i4")
         ends = np.cumsum(request.states.lengths)
@@ -82,12 +83,12 @@ class InstantServicer(teacher_pb2_grpc.TeacherServiceServicer):
             for sequence_id, state_L in states
         )
         for message in parts.pack_parts(payloads):
-            yield pb.ScoreStatesResponse(parts=message)
+            yield TargetsMessage(message)
 
 
 async def _serve(targets: InstantTargets) -> None:
     server = grpc.aio.server(options=channel.SERVER_OPTIONS)
-    teacher_pb2_grpc.add_TeacherServiceServicer_to_server(InstantServicer(targets), server)
+    service.add_to_server(InstantServicer(targets), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(f"127.0.0.1:{port}", flush=True)

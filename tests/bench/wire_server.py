@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 
-from protos import channel, parts, teacher_pb2_grpc
+from protos import channel, parts, service
 from tests.bench import cores
 from tests.bench.instant_server import InstantServicer
 from tests.bench.instant_targets import InstantTargets
@@ -59,7 +59,7 @@ def _serve_socket(listener: socket.socket) -> None:
 
 async def _serve(targets: InstantTargets) -> None:
     server = grpc.aio.server(options=channel.SERVER_OPTIONS)
-    teacher_pb2_grpc.add_TeacherServiceServicer_to_server(InstantServicer(targets), server)
+    service.add_to_server(InstantServicer(targets), server)
     server.add_generic_rpc_handlers((_handlers(),))
     grpc_port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
