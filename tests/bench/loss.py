@@ -20,7 +20,7 @@ from tests.bench.processes import Child
 MAX_PEAK_RATIO = 0.10
 MAX_TIME_RATIO = 1.2
 NUM_POSITIONS = 4096
-QUICK = LossWorkload(hidden_size=128, num_positions=110)
+QUICK = LossWorkload(hidden_size=128, num_positions=82)
 FULL = LossWorkload()
 _TIMEOUT_S = 3600.0
 _FLOAT_BYTES = 4
