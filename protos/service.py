@@ -1,6 +1,6 @@
 """The service's two ends with `messages` in the place of protobuf's classes for its large answers.
 
-Names and bytes are those of the generated ones, which may stand at the other end.
+Calls and messages are those of the contract: the generated ends may stand at the other side.
 """
 
 from collections.abc import Callable, Mapping
