@@ -27,6 +27,7 @@ _MAX_HEADER_ITEMS = 64
 _DIGEST_BYTES = 16
 _PREFIX = struct.Struct("<4sI")
 
+Payload = bytes | bytearray | memoryview
 ValueDtype = Literal["f32", "f16", "bf16"]
 # numpy has no bfloat16: its bits travel as uint16 and the reader reinterprets them.
 _VALUE_NUMPY: Mapping[str, str] = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
@@ -143,7 +144,7 @@ def encode_targets(targets: StepTargets) -> bytes:
     return b"".join(pieces)
 
 
-def decode_targets(payload: bytes | bytearray | memoryview) -> StepTargets:
+def decode_targets(payload: Payload) -> StepTargets:
     """Reads one payload; the arrays are read-only views of it.
 
     Raises:
@@ -386,17 +387,20 @@ def _check_top_k(distribution: TopK, num_positions: int) -> None:
         len(offsets) != num_positions + 1
         or offsets[0] != 0
         or offsets[-1] != num_kept
-        or np.any(offsets[1:] < offsets[:-1])
+        or (offsets[1:] < offsets[:-1]).any()
     ):
         raise PayloadError("row_offsets do not cut token_ids into one row per position")
     if len(distribution.log_probs.data) != num_kept:
         raise PayloadError("log_probs and token_ids differ in length")
-    if token_ids.min(initial=0) < 0:
-        raise PayloadError("token_ids must not be negative")
-    starts_row = np.zeros(num_kept + 1, dtype=bool)
-    starts_row[offsets] = True
-    if not np.all((token_ids[1:] > token_ids[:-1]) | starts_row[1:num_kept]):
+    firsts = offsets[offsets < num_kept]
+    ascends = token_ids[1:] > token_ids[:-1]
+    # From the last of a row to the first of the next it may go down.
+    ascends[firsts[firsts > 0] - 1] = True
+    if not ascends.all():
         raise PayloadError("token_ids must be ascending within a row")
+    # The first of a row is its smallest.
+    if token_ids[firsts].min(initial=0) < 0:
+        raise PayloadError("token_ids must not be negative")
     temperatures = distribution.temperatures
     if not np.all((temperatures > 0) & np.isfinite(temperatures)):
         raise PayloadError("temperatures must be positive")
@@ -408,4 +412,4 @@ def _check_top_k(distribution: TopK, num_positions: int) -> None:
 
 def _ascends(numbers: np.ndarray) -> bool:
     # Not by np.diff: a difference of two int32 may wrap round to the other sign.
-    return bool(np.all(numbers[1:] > numbers[:-1]))
+    return bool((numbers[1:] > numbers[:-1]).all())

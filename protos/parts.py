@@ -11,7 +11,7 @@ from typing import Protocol
 import google_crc32c
 import numpy as np
 
-from protos import errors, teacher_pb2
+from protos import errors
 
 MESSAGE_BYTES = 1024 * 1024
 MAX_PAYLOAD_BYTES = 1 << 30
@@ -19,26 +19,44 @@ MAX_PAYLOAD_BYTES = 1 << 30
 _MAX_OPEN_PAYLOADS = 4096
 
 
-class _Part(Protocol):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """A `TargetsPart` whose data lie somewhere else, in a payload or in a message that came."""
+
+    sequence_id: int
+    step: int
     payload_bytes: int
     offset: int
-    data: bytes
+    data: bytes | memoryview
     crc32c: int
 
 
-def crc32c(data: bytes | np.ndarray, *, start: int = 0) -> int:
+class _AnyPart(Protocol):
+    @property
+    def payload_bytes(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def data(self) -> bytes | memoryview: ...
+    @property
+    def crc32c(self) -> int: ...
+
+
+def crc32c(data: bytes | memoryview | np.ndarray, *, start: int = 0) -> int:
     """CRC-32C (Castagnoli) of the bytes, or of bytes before them with `start` as theirs."""
-    return google_crc32c.extend(start, data)
+    # The library refuses a memoryview, and copies nothing of an array.
+    array = np.asarray(data) if isinstance(data, memoryview) else data
+    return google_crc32c.extend(start, array)
 
 
 def pack_parts(
-    payloads: Iterable[tuple[int, int, bytes]], *, message_bytes: int = MESSAGE_BYTES
-) -> Iterator[list[teacher_pb2.TargetsPart]]:
+    payloads: Iterable[tuple[int, int, bytes | memoryview]], *, message_bytes: int = MESSAGE_BYTES
+) -> Iterator[list[Part]]:
     """Groups (sequence id, step, payload) into messages of about `message_bytes`.
 
     A large payload is split into parts, small ones share a message; order is kept.
     """
-    message: list[teacher_pb2.TargetsPart] = []
+    message: list[Part] = []
     room = message_bytes
     for sequence_id, step, payload in payloads:
         for offset, data in _slices(payload, message_bytes):
@@ -46,7 +64,7 @@ def pack_parts(
                 yield message
                 message, room = [], message_bytes
             message.append(
-                teacher_pb2.TargetsPart(
+                Part(
                     sequence_id=sequence_id,
                     step=step,
                     payload_bytes=len(payload),
@@ -60,10 +78,11 @@ def pack_parts(
         yield message
 
 
-def _slices(payload: bytes, message_bytes: int) -> Iterator[tuple[int, bytes]]:
+def _slices(payload: bytes | memoryview, message_bytes: int) -> Iterator[tuple[int, memoryview]]:
+    view = memoryview(payload)
     # An empty payload is one empty part: without a part it would vanish.
-    for offset in range(0, max(len(payload), 1), message_bytes):
-        yield offset, payload[offset : offset + message_bytes]
+    for offset in range(0, max(len(view), 1), message_bytes):
+        yield offset, view[offset : offset + message_bytes]
 
 
 @dataclass(slots=True)
@@ -88,7 +107,7 @@ class PayloadAssembler:
         self._num_open_bytes = 0
         self._last_steps: dict[int, int] = {}
 
-    def add(self, key: tuple[int, int], part: _Part) -> bytes | bytearray | None:
+    def add(self, key: tuple[int, int], part: _AnyPart) -> bytes | memoryview | bytearray | None:
         """Takes the next part of the payload `key`; returns the payload once it is whole.
 
         Raises:
@@ -120,7 +139,7 @@ class PayloadAssembler:
         self._last_steps[sequence_id] = step
         return payload.data
 
-    def _check_next(self, key: tuple[int, int], payload: _OpenPayload, part: _Part) -> None:
+    def _check_next(self, key: tuple[int, int], payload: _OpenPayload, part: _AnyPart) -> None:
         num_bytes = len(part.data)
         if part.payload_bytes != payload.payload_bytes:
             raise errors.CorruptStreamError(

@@ -260,7 +260,7 @@ class TeacherClient:
                         with self._lock:
                             self._num_payload_bytes += len(payload)
                         yield _decode(payload, part, address)
-                for record in getattr(message, "trajectories", ()):
+                for record in message.trajectories:
                     yield wire.Trajectory.from_message(record)
         finally:
             call.cancel()  # type: ignore[attr-defined]
@@ -270,7 +270,9 @@ class TeacherClient:
             )
 
 
-def _decode(payload: bytes | bytearray, part: pb.TargetsPart, address: str) -> codec.StepTargets:
+def _decode(
+    payload: codec.Payload, part: parts.Part | pb.TargetsPart, address: str
+) -> codec.StepTargets:
     try:
         record = codec.decode_targets(payload)
     except codec.PayloadError as error:

@@ -42,6 +42,8 @@ class ChunkPlan:
     vocabulary: Vocabulary
     max_chunk_elements: int
     """Positions times vocabulary; at least one position is always taken."""
+    divisor: float = 1.0
+    """Of the objective. Dividing afterwards would scale every gradient, which takes a copy."""
 
 
 def chunked_linear_loss(
@@ -50,9 +52,10 @@ def chunked_linear_loss(
     """Sums a loss over all positions, holding the logits of one chunk at a time.
 
     Gradients are formed in the forward pass, so a call costs about as much as forward and backward
-    together, and `backward` only scales them; under `torch.no_grad` they are left out. Matrix
-    products run in the wider dtype of hidden and weight, everything else in at least float32. The
-    mask's row and rows past the vocabulary are neither read nor given a gradient.
+    together, and `backward` only hands them over (scaled, where what comes in is not 1); under
+    `torch.no_grad` they are left out. Matrix products run in the wider dtype of hidden and weight,
+    everything else in at least float32. The mask's row and rows past the vocabulary are neither
+    read nor given a gradient.
 
     Returns:
         `objective` connected to hidden, weight and bias (also without a single position, so that
@@ -96,10 +99,11 @@ class _ChunkedLinearLoss(torch.autograd.Function):
             logits_MV = head.logits(rows).requires_grad_(with_gradients)
             with torch.enable_grad():
                 loss = plan.loss(logits_MV, rows)
-            objective += loss.objective.detach()
+                objective_of_chunk = loss.objective / plan.divisor
+            objective += objective_of_chunk.detach()
             parts += loss.parts
             if with_gradients:
-                gradients.add(rows, *torch.autograd.grad(loss.objective, logits_MV))
+                gradients.add(rows, *torch.autograd.grad(objective_of_chunk, logits_MV))
         ctx.save_for_backward(*gradients.finish())
         ctx.mark_non_differentiable(parts)
         return objective, parts
@@ -107,6 +111,10 @@ class _ChunkedLinearLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: _Context, grad_objective: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if grad_objective == 1.0:
+            # As they are: autograd lets go of them with the graph, so that the head's gradient,
+            # 0.5 GB for V = 151,936 and D = 896, is never held twice.
+            return (*ctx.saved_tensors, None)
         # Not in place: the same graph may be walked twice (retain_graph).
         gradients = [None if g is None else g * grad_objective for g in ctx.saved_tensors]
         return (*gradients, None)

@@ -97,18 +97,19 @@ def distillation_loss(
         t_M,
     )
     batch.check(hidden_MD, head_weight, normalizer)
+    # Zero positions everywhere give a zero normaliser: a zero loss then, not 0 / 0.
+    divisor = normalizer if normalizer > 0 else 1.0
     plan = ChunkPlan(
         loss=batch.loss_of_chunk,
         num_parts=2 + 3 * NUM_TIME_BUCKETS,
         vocabulary=vocabulary,
         max_chunk_elements=config.max_chunk_elements,
+        divisor=divisor,
     )
     loss = chunked_linear_loss(hidden_MD, head_weight, head_bias, plan)
-    # Zero positions everywhere give a zero normaliser: a zero loss then, not 0 / 0.
-    divisor = normalizer if normalizer > 0 else 1.0
     ce, kd = (loss.parts[:2] / divisor).unbind()
     return LossParts(
-        total=loss.objective / divisor,
+        total=loss.objective,
         ce=None if labels_M is None else ce,
         kd=None if batch.targets is None else kd,
         by_time=loss.parts[2:],

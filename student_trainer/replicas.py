@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from protos import channel as channel_options
-from protos import errors, teacher_pb2_grpc
+from protos import errors
+from protos.service import TeacherStub
 
 import grpc  # isort: skip  (after protos.channel, which sets gRPC's environment)
 
@@ -39,7 +40,7 @@ class Replica:
     """One server, as this client sees it."""
 
     name: str
-    stub: teacher_pb2_grpc.TeacherServiceStub
+    stub: TeacherStub
     channel: grpc.Channel
     num_in_flight: int = 0
     num_calls: int = 0
@@ -86,7 +87,7 @@ class Replicas:
         self._replicas = []
         for name in names:
             channel = grpc.insecure_channel(name, options=channel_options.CLIENT_OPTIONS)
-            stub = teacher_pb2_grpc.TeacherServiceStub(channel)
+            stub = TeacherStub(channel)
             self._replicas.append(Replica(name, stub, channel))
 
     def __iter__(self) -> Iterator[Replica]:

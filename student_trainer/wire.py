@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from masked_diffusion.families.info import Noise
+from protos import codec
 from protos import teacher_pb2 as pb
 
 Encoding = Literal["hidden", "top_k", "logits"]
@@ -195,7 +196,7 @@ class WireHead:
     logit_soft_cap: float | None
 
     @classmethod
-    def from_bytes(cls, spec: pb.HeadSpec, data: bytes | bytearray) -> "WireHead":
+    def from_bytes(cls, spec: pb.HeadSpec, data: codec.Payload) -> "WireHead":
         """Cuts the payload of GetHead into weight and bias."""
         dtype = _DTYPE_NAMES[spec.dtype]
         flat = np.frombuffer(data, dtype={"f32": "<f4", "f16": "<f2", "bf16": "<u2"}[dtype])

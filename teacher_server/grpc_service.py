@@ -12,6 +12,7 @@ from masked_diffusion import checkpoints
 from masked_diffusion.families import Denoiser
 from protos import codec, errors, parts, teacher_pb2_grpc
 from protos import teacher_pb2 as pb
+from protos.messages import TargetsMessage
 from teacher_server import head, names, requests, responses
 from teacher_server.call_record import CallRecord
 from teacher_server.config import EngineConfig, LimitsConfig
@@ -86,7 +87,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
 
     async def ScoreStates(
         self, request: pb.ScoreStatesRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[pb.ScoreStatesResponse]:
+    ) -> AsyncIterator[TargetsMessage]:
         def parse(stream: OutputStream, remaining_s: float | None) -> Request:
             return self._parser.score(request, stream, remaining_s=remaining_s)
 
@@ -94,20 +95,18 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         # Closed with us: a generator that is merely dropped frees its rows some time later.
         async with contextlib.aclosing(served) as answers:
             async for answer in answers:
-                yield pb.ScoreStatesResponse(parts=answer.parts)
+                yield TargetsMessage(answer.parts)
 
     async def SampleTrajectories(
         self, request: pb.SampleTrajectoriesRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[pb.SampleTrajectoriesResponse]:
+    ) -> AsyncIterator[TargetsMessage]:
         def parse(stream: OutputStream, remaining_s: float | None) -> Request:
             return self._parser.trajectories(request, stream, remaining_s=remaining_s)
 
         served = self._serve(request.context, context, parse)
         async with contextlib.aclosing(served) as answers:
             async for answer in answers:
-                yield pb.SampleTrajectoriesResponse(
-                    parts=answer.parts, trajectories=answer.trajectories
-                )
+                yield TargetsMessage(answer.parts, answer.trajectories)
 
     async def GetHead(
         self, request: pb.GetHeadRequest, context: grpc.aio.ServicerContext

@@ -18,7 +18,7 @@ from teacher_server.engine.stream import (
 class Response:
     """What one message holds: parts of targets, or ends of trajectories."""
 
-    parts: list[pb.TargetsPart]
+    parts: list[parts.Part]
     trajectories: list[pb.TrajectoryRecord]
     num_bytes: int
     """Bytes of targets in it."""

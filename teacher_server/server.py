@@ -17,7 +17,7 @@ import torch
 
 from masked_diffusion import checkpoints
 from masked_diffusion.families import Denoiser
-from protos import channel, teacher_pb2_grpc
+from protos import channel, service
 
 import grpc  # isort: skip  (after protos.channel, which sets gRPC's environment)
 from grpc_health.v1 import health, health_pb2_grpc  # isort: skip
@@ -126,7 +126,7 @@ class TeacherServer:
                 self._loop = None
 
     def _add_services(self, server: grpc.aio.Server) -> health.aio.HealthServicer:
-        teacher_pb2_grpc.add_TeacherServiceServicer_to_server(self._servicer, server)
+        service.add_to_server(self._servicer, server)
         health_servicer = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
         names = (status.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 
-from protos import channel, codec, parts, teacher_pb2_grpc
+from protos import channel, codec, parts, service, teacher_pb2_grpc
 from protos import teacher_pb2 as pb
+from protos.messages import TargetsMessage
 from tests.bench import cores
 from tests.bench.instant_targets import REVISION, InstantTargets
 
@@ -65,23 +66,29 @@ class InstantServicer(teacher_pb2_grpc.TeacherServiceServicer):
 
     async def ScoreStates(  # noqa: N802
         self, request: pb.ScoreStatesRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[pb.ScoreStatesResponse]:
+    ) -> AsyncIterator[TargetsMessage]:
         encoding = _ENCODINGS[request.targets.encoding]
         ids = np.frombuffer(request.states.token_ids, dtype="<i4")
         ends = np.cumsum(request.states.lengths)
-        payloads = []
-        for sequence_id, state_L in zip(
-            request.states.sequence_ids, np.split(ids, ends[:-1]), strict=True
-        ):
-            record = self._targets.record(encoding, sequence_id=sequence_id, state_L=state_L)
-            payloads.append((sequence_id, 0, codec.encode_targets(record)))
+        states = zip(request.states.sequence_ids, np.split(ids, ends[:-1]), strict=True)
+        # One after another, as an engine gives them: what is sent first is encoded first.
+        payloads = (
+            (
+                sequence_id,
+                0,
+                codec.encode_targets(
+                    self._targets.record(encoding, sequence_id=sequence_id, state_L=state_L)
+                ),
+            )
+            for sequence_id, state_L in states
+        )
         for message in parts.pack_parts(payloads):
-            yield pb.ScoreStatesResponse(parts=message)
+            yield TargetsMessage(message)
 
 
 async def _serve(targets: InstantTargets) -> None:
     server = grpc.aio.server(options=channel.SERVER_OPTIONS)
-    teacher_pb2_grpc.add_TeacherServiceServicer_to_server(InstantServicer(targets), server)
+    service.add_to_server(InstantServicer(targets), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(f"127.0.0.1:{port}", flush=True)

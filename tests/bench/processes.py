@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +19,9 @@ _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 class Child:
     """`python -m MODULE JSON`, for as long as the context lasts."""
 
-    def __init__(self, module: str, argument: object) -> None:
+    def __init__(
+        self, module: str, argument: object, *, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._module = module
         # Kept for the message of a failure; closed with the child.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
@@ -28,7 +31,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             cwd=ROOT,
-            env=os.environ | _ENVIRONMENT,
+            env=os.environ | _ENVIRONMENT | dict(environment or {}),
         )
 
     def __enter__(self) -> "Child":

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from protos import channel, codec, errors, parts
 from protos import teacher_pb2 as pb
+from protos.messages import TargetsMessage, to_bytes
 from tests.protos import records
 
 KIB = 1024
@@ -19,11 +20,10 @@ def payload_of(num_bytes: int, *, seed: int = 0) -> bytes:
     return np.random.default_rng(seed).bytes(num_bytes)
 
 
-def over_the_wire(messages: Iterable[list[pb.TargetsPart]]) -> list[pb.ScoreStatesResponse]:
+def over_the_wire(messages: Iterable[list[parts.Part]]) -> list[pb.ScoreStatesResponse]:
     """The messages as the other side parses them."""
     return [
-        pb.ScoreStatesResponse.FromString(pb.ScoreStatesResponse(parts=message).SerializeToString())
-        for message in messages
+        pb.ScoreStatesResponse.FromString(to_bytes(TargetsMessage(message))) for message in messages
     ]
 
 

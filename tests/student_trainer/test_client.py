@@ -1,6 +1,7 @@
 """The client against real servers: what it asks, what it survives, what it gives up on."""
 
 import contextlib
+import dataclasses
 import socket
 import threading
 import time
@@ -15,6 +16,8 @@ from masked_diffusion import checkpoints, sampling
 from masked_diffusion.families import Denoiser
 from masked_diffusion.samplers import SamplerConfig
 from protos import codec, errors
+from protos.messages import TargetsMessage
+from protos.parts import Part
 from student_trainer import wire
 from student_trainer.client import TeacherClient
 from student_trainer.replicas import RetryPolicy
@@ -445,14 +448,16 @@ class TamperingServicer(TeacherServicer):
 
     async def ScoreStates(self, request, context):  # noqa: N802
         async for answer in super().ScoreStates(request, context):
+            sent = []
             for part in answer.parts:
+                assert isinstance(part, Part)
+                data = bytearray(part.data)
                 if part.sequence_id == 102 and TamperingServicer.num_left:
                     TamperingServicer.num_left -= 1
                     TamperingServicer.num_flipped += 1
-                    data = bytearray(part.data)
                     data[len(data) // 2] ^= 1
-                    part.data = bytes(data)
-            yield answer
+                sent.append(dataclasses.replace(part, data=bytes(data)))
+            yield TargetsMessage(sent)
 
 
 @pytest.fixture

@@ -53,6 +53,15 @@ def test_no_tensor_of_positions_times_vocabulary_is_ever_made(encoding):
     assert largest.numel == case.hidden_MD.numel() < 2000 * (VOCAB_SIZE - 1)
 
 
+def test_backward_hands_its_gradients_over_without_a_copy():
+    case = make_case()
+    total = loss_of(case, LossConfig(alpha=0.0), None).total
+    with LargestTensor() as largest:
+        total.backward()
+    assert case.weight_VD.grad is not None
+    assert largest.numel < case.weight_VD.numel()
+
+
 def test_evaluation_forms_no_gradients():
     case = make_case(num_positions=2000)
     config = LossConfig(alpha=0.0, max_chunk_elements=100 * VOCAB_SIZE)
