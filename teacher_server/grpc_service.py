@@ -16,10 +16,10 @@ from protos.messages import TargetsMessage
 from teacher_server import head, names, requests, responses
 from teacher_server.call_record import CallRecord
 from teacher_server.config import EngineConfig, LimitsConfig
-from teacher_server.engine.values import dtype_name
 from teacher_server.engine.engine import Engine
 from teacher_server.engine.sequence import Outcome, Request
 from teacher_server.engine.stream import OutputStream
+from teacher_server.engine.values import dtype_name
 from teacher_server.refusals import shown
 
 

@@ -12,8 +12,8 @@ from protos import codec
 from protos import teacher_pb2 as pb
 from teacher_server import names
 from teacher_server.config import LimitsConfig
-from teacher_server.engine.values import TORCH_DTYPES
 from teacher_server.engine.sequence import Capture, TargetSpec
+from teacher_server.engine.values import TORCH_DTYPES
 from teacher_server.refusals import invalid
 
 

@@ -28,18 +28,18 @@ class FewIdsSoftmax:
         # A pad has the last id too, but mass only where it is that id itself.
         is_token_MN = self.kept.ids_MN == token_ids_M[:, None]
         mass_M = self.masses_MN.where(is_token_MN, 0).sum(-1)
-        return (mass_M / self._total_M).float()
+        return (mass_M / self._total).float()
 
     def margins(self) -> Tensor:
         """[M] float32: the probabilities of the two likeliest ids, subtracted."""
         num_looked_at = min(2, self.masses_MN.shape[1])
-        largest_MK = self.masses_MN.topk(num_looked_at, dim=-1).values / self._total_M[:, None]
+        largest_MK = self.masses_MN.topk(num_looked_at, dim=-1).values / self._total[:, None]
         largest_MK = largest_MK.float()
         return largest_MK[:, 0] - largest_MK[:, 1:].sum(-1)
 
     def negative_entropies(self) -> Tensor:
         """[M] float32, in nats."""
-        p_MN = self.masses_MN / self._total_M[:, None]
+        p_MN = self.masses_MN / self._total[:, None]
         return (p_MN * p_MN.clamp_min(MIN_PROBABILITY).log()).cumsum(-1)[:, -1].float()
 
     def draw(self, uniforms_M: Tensor) -> Tensor:
@@ -55,13 +55,14 @@ class FewIdsSoftmax:
         """
         # u * total stays below total for every float64 u < 1, so the search ends at an id with
         # mass; the clamp is for masses that are not numbers.
-        target_M1 = (uniforms_M.double() * self._total_M)[:, None]
+        target_M1 = (uniforms_M.double() * self._total)[:, None]
         found_M1 = torch.searchsorted(self.cumulative_MN, target_M1, right=True)
         place_M1 = found_M1.clamp_max(self.masses_MN.shape[1] - 1)
         return self.kept.ids_MN.gather(1, place_M1)[:, 0]
 
     @property
-    def _total_M(self) -> Tensor:
+    def _total(self) -> Tensor:
+        """[M] float64."""
         return self.cumulative_MN[:, -1]
 
 

@@ -105,8 +105,6 @@ def _pad(rows_R: Tensor, values_R: Tensor, *, num_rows: int, value: float) -> Te
     starts_M = counts_M.cumsum(0) - counts_M
     places_R = torch.arange(len(rows_R), device=rows_R.device) - starts_M[rows_R]
     width = max(1, int(counts_M.max())) if num_rows else 1
-    padded_MN = torch.full(
-        (num_rows, width), value, dtype=values_R.dtype, device=values_R.device
-    )
+    padded_MN = torch.full((num_rows, width), value, dtype=values_R.dtype, device=values_R.device)
     padded_MN[rows_R, places_R] = values_R
     return padded_MN
