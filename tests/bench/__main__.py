@@ -41,6 +41,8 @@ BENCHES: dict[str, str] = {
     "resume": "tests.bench.resume",
     "store": "tests.bench.store",
     "serving": "tests.bench.serving",
+    "latency": "tests.bench.latency",
+    "scaling": "tests.bench.scaling",
 }
 
 

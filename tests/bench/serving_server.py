@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+import psutil
 import torch
 
 from teacher_server.config import EngineConfig, LimitsConfig, ServerConfig
@@ -49,7 +50,9 @@ def main() -> None:
     server = TeacherServer(
         denoiser,
         config=ServerConfig(listen="127.0.0.1:0", drain_timeout_s=0.0, status_interval_s=0.0),
-        engine_config=EngineConfig(max_batch_tokens=options["max_batch_tokens"]),
+        engine_config=EngineConfig(
+            max_batch_tokens=options["max_batch_tokens"], **options.get("engine", {})
+        ),
         limits=LimitsConfig(),
         revision="bench",
         engine_class=_PinnedRequestBatching if is_baseline else _PinnedEngine,
@@ -61,8 +64,15 @@ def main() -> None:
 def _answer(server: TeacherServer) -> None:
     for _ in sys.stdin:
         counters = dataclasses.asdict(server.engine.snapshot())
-        print(json.dumps(counters | {"now_s": time.monotonic()}), flush=True)
+        print(json.dumps(counters | _clocks()), flush=True)
     server.request_stop()
+
+
+def _clocks() -> dict[str, float]:
+    this = psutil.Process()
+    processes = [this, *this.children(recursive=True)]
+    cpu_s = sum(sum(process.cpu_times()[:2]) for process in processes)
+    return {"now_s": time.monotonic(), "cpu_s": cpu_s}
 
 
 if __name__ == "__main__":
