@@ -41,7 +41,7 @@ async def burst(
 
 def _request(index: int, vocab_size: int) -> pb.ScoreStatesRequest:
     ids = np.random.default_rng(index).integers(3, vocab_size - 1, (ROWS, LENGTH)).astype("<i4")
-    ids[:, ::2] = vocab_size - 1
+    ids[:, 1::2] = vocab_size - 1
     return pb.ScoreStatesRequest(
         context=pb.RequestContext(client_id=f"burst{index % NUM_CLIENTS}"),
         states=pb.Sequences(

@@ -17,6 +17,7 @@ from teacher_server.config import EngineConfig, LimitsConfig, ServerConfig
 from teacher_server.engine.engine import Engine
 from teacher_server.server import SWITCH_INTERVAL_S, TeacherServer
 from tests.bench import cores, serving_model
+from tests.bench.baselines.cohort_waiting import CohortWaitingEngine
 from tests.bench.baselines.request_batching import PaddedQwen2, RequestBatchingEngine
 
 
@@ -35,12 +36,23 @@ class _PinnedRequestBatching(RequestBatchingEngine, _PinnedEngine):
     """Likewise."""
 
 
+class _PinnedCohortWaiting(CohortWaitingEngine, _PinnedEngine):
+    """Likewise."""
+
+
+_ENGINES: dict[str, type[Engine]] = {
+    "request": _PinnedRequestBatching,
+    "cohort": _PinnedCohortWaiting,
+}
+
+
 def main() -> None:
     """Serves until its standard input ends."""
     options = json.loads(sys.argv[1])
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     _PinnedEngine.allowed_cores = cores.allowed()
     cores.pin(max)
+    _PinnedCohortWaiting.num_cohort_rows = options.get("num_cohort_rows", 0)
     denoiser = serving_model.build(serving_model.ModelSize(**options["size"]))
     is_baseline = options["batching"] == "request"
     if is_baseline:
@@ -55,7 +67,7 @@ def main() -> None:
         ),
         limits=LimitsConfig(),
         revision="bench",
-        engine_class=_PinnedRequestBatching if is_baseline else _PinnedEngine,
+        engine_class=_ENGINES.get(options["batching"], _PinnedEngine),
     )
     threading.Thread(target=_answer, args=(server,), daemon=True).start()
     asyncio.run(server.serve())
