@@ -1,4 +1,4 @@
-"""`python -m tests.bench.burst_client JSON`: many scores at once, each with a deadline.
+"""`python -m tests.bench.burst_client JSON`: many trajectories at once, each with a deadline.
 
 Prints JSON: of each call its status, whether a refusal carried gRPC's retry hint, and milliseconds.
 """
@@ -18,7 +18,7 @@ from tests.bench import cores
 import grpc  # isort: skip  (after protos.channel, which sets gRPC's environment)
 
 NUM_CLIENTS = 8
-ROWS, LENGTH = 4, 64
+ROWS, LENGTH, NUM_STEPS = 4, 64, 6
 _RETRY_HINT = "grpc-retry-pushback-ms"
 
 
@@ -39,24 +39,31 @@ async def burst(
         )
 
 
-def _request(index: int, vocab_size: int) -> pb.ScoreStatesRequest:
+def _request(index: int, vocab_size: int) -> pb.SampleTrajectoriesRequest:
     ids = np.random.default_rng(index).integers(3, vocab_size - 1, (ROWS, LENGTH)).astype("<i4")
     ids[:, 1::2] = vocab_size - 1
-    return pb.ScoreStatesRequest(
+    return pb.SampleTrajectoriesRequest(
         context=pb.RequestContext(client_id=f"burst{index % NUM_CLIENTS}"),
-        states=pb.Sequences(
+        start_states=pb.Sequences(
             sequence_ids=range(ROWS), lengths=[LENGTH] * ROWS, token_ids=ids.tobytes()
         ),
+        seeds=range(ROWS),
+        sampler=pb.SamplerSpec(
+            algorithm=pb.ALGORITHM_P2, num_steps=NUM_STEPS, temperature=0.7, alg_temp=0.5
+        ),
+        capture=pb.Capture(kind=pb.CAPTURE_KIND_EVERY_N, every_n_steps=2),
         targets=pb.TargetSpec(encoding=pb.ENCODING_HIDDEN, dtype=pb.VALUE_DTYPE_F16),
     )
 
 
 async def _ask(
-    stub: teacher_pb2_grpc.TeacherServiceStub, request: pb.ScoreStatesRequest, timeout_s: float
+    stub: teacher_pb2_grpc.TeacherServiceStub,
+    request: pb.SampleTrajectoriesRequest,
+    timeout_s: float,
 ) -> dict:
     started_s, status, has_hint = time.monotonic(), "OK", False
     try:
-        async for _ in stub.ScoreStates(request, timeout=timeout_s):
+        async for _ in stub.SampleTrajectories(request, timeout=timeout_s):
             pass
     except grpc.aio.AioRpcError as error:
         status = error.code().name

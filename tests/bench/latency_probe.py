@@ -20,7 +20,7 @@ from protos import teacher_pb2_grpc
 from tests.bench import cores
 
 import grpc  # isort: skip  (after protos.channel, which sets gRPC's environment)
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # isort: skip
+from grpc_health.v1 import health_pb2  # isort: skip
 
 # Else channels of one address share a connection.
 _OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
@@ -34,7 +34,9 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     stop = threading.Event()
     with concurrent.futures.ThreadPoolExecutor(options["num_threads"]) as pool:
-        probes = [pool.submit(_probe, options, seed, stop) for seed in range(options["num_threads"])]
+        probes = [
+            pool.submit(_probe, options, seed, stop) for seed in range(options["num_threads"])
+        ]
         print("asking", flush=True)
         sys.stdin.read()
         stop.set()
@@ -81,10 +83,14 @@ def _state(random: np.random.Generator, vocab_size: int) -> np.ndarray:
 
 
 def _health(channel: grpc.Channel, options: dict, seed: int) -> Ask:
-    stub = health_pb2_grpc.HealthStub(channel)
+    check = channel.unary_unary(
+        "/grpc.health.v1.Health/Check",
+        request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+        response_deserializer=health_pb2.HealthCheckResponse.FromString,
+    )
 
     def ask() -> None:
-        answer = stub.Check(health_pb2.HealthCheckRequest(service=_SERVICE), timeout=30.0)
+        answer = check(health_pb2.HealthCheckRequest(service=_SERVICE), timeout=30.0)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
     return ask

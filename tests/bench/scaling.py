@@ -8,11 +8,13 @@
   as many positions of the head and of targets in each arm.
 - `cost_growth`: the larger one. A growth is the steepest rise along a curve, from any point to any
   later one; falling is none. A cost is processor time of the whole server, engine and front, a
-  token of its forwards; a curve also has it a target position.
+  token of its forwards. It is shown a target position too, which compares arms of clients only: the
+  first capture of a trajectory has the most positions, and weighs more in a short one.
 - `cohort_fill_gain`, `cohort_step_time_ratio`: eight ranks ask at moments spread over half a
   forward of all of them; rows a forward, and time from the last rank's request to the last answer,
-  of an engine that waits for the ranks over those of one that never waits. `baselines/cohort_waiting.py` knows the
-  number of rows and has no other client: the most that the hint can give.
+  of an engine that waits for the ranks over those of one that never does. The waiting one
+  (`baselines/cohort_waiting.py`) knows the number of rows, and nobody else asks: the most that the
+  hint can give.
 """
 
 import contextlib
@@ -25,6 +27,7 @@ from matplotlib.figure import Figure
 
 from tests.bench import serving
 from tests.bench.processes import Child
+from tests.bench.scaling_client import ROWS
 from tests.bench.serving_model import SIZES, ModelSize
 
 _SMALL = ModelSize(
@@ -35,7 +38,7 @@ _SMALL = ModelSize(
     num_heads=4,
     num_key_value_heads=2,
 )
-_BATCH_TOKENS = 512
+_BATCH_TOKENS = 256
 _NUM_RANKS = 8
 _RANK_LENGTH = 64
 
@@ -59,6 +62,8 @@ class Cohort(TypedDict):
 
 
 class Result(TypedDict):
+    """Arms by their number of clients or steps."""
+
     cost_growth: float
     cost_growth_clients: float
     cost_growth_steps: float
@@ -72,7 +77,7 @@ class Result(TypedDict):
 def run(*, quick: bool) -> Result:
     """Measures a small model; without `quick` the demo's, all arms, three times."""
     if quick:
-        return measure(_SMALL, num_clients=(1, 8, 64), num_steps=(8, 64, 256), num_requests=128)
+        return measure(_SMALL, num_clients=(1, 8, 64), num_steps=(8, 128), num_requests=128)
     return measure(
         SIZES["demo"],
         num_clients=(1, 2, 4, 8, 16, 32, 64),
@@ -93,12 +98,11 @@ def measure(
     """Measures one model; arms take turns within a round.
 
     Args:
-        num_requests: of each arm of clients; the arms of steps have as many trajectories of 8 steps
-            at most.
+        num_requests: of each arm of clients.
     """
     by_clients: dict[str, list[Cost]] = {str(count): [] for count in num_clients}
     by_steps: dict[str, list[Cost]] = {str(count): [] for count in num_steps}
-    with _server_and_client(size, "step") as (server, client):
+    with _server_and_client(size, "step", max_batch_tokens=_BATCH_TOKENS) as (server, client):
         _ask(client, {"task": "clients", "num_clients": 2, "num_requests": 16, "num_steps": 4})
         for _ in range(num_rounds):
             for count in num_clients:
@@ -107,14 +111,14 @@ def measure(
             for count in num_steps:
                 task = {
                     "num_clients": 1,
-                    "num_requests": max(2, max(num_steps) // 4 // count * 2),
+                    "num_requests": max(num_steps) // count,
                     "num_steps": count,
                     "length": max(64, 5 * max(num_steps) // 4),
                 }
                 by_steps[str(count)].append(_cost(server, client, task))
     clients = {name: _median(costs) for name, costs in by_clients.items()}
     steps = {name: _median(costs) for name, costs in by_steps.items()}
-    cohort = _cohorts(size, num_steps=10 if num_rounds == 1 else 60)
+    cohort = _cohorts(size, num_rounds=3 * num_rounds)
     never, waits = cohort["never waits"], cohort["waits"]
     growth = {"clients": _growth(clients), "steps": _growth(steps)}
     return {
@@ -130,11 +134,15 @@ def measure(
 
 
 @contextlib.contextmanager
-def _server_and_client(size: ModelSize, batching: str) -> Iterator[tuple[Child, Child]]:
-    options: dict[str, Any] = {"size": size.as_json(), "batching": batching}
-    if batching == "cohort":
-        options["num_cohort_rows"] = 2 * _NUM_RANKS
-    options["max_batch_tokens"] = _BATCH_TOKENS if batching == "step" else 8192
+def _server_and_client(
+    size: ModelSize, batching: str, *, max_batch_tokens: int = 8192
+) -> Iterator[tuple[Child, Child]]:
+    options = {
+        "size": size.as_json(),
+        "batching": batching,
+        "max_batch_tokens": max_batch_tokens,
+        "num_cohort_rows": ROWS * _NUM_RANKS,
+    }
     with Child("tests.bench.serving_server", options) as server:
         address = server.first_line().rpartition(" ")[2]
         task = {"address": address, "vocab_size": size.vocab_size}
@@ -176,29 +184,42 @@ def _growth(costs: dict[str, Cost]) -> float:
     return max(value / min(values[: index + 1]) for index, value in enumerate(values))
 
 
-def _cohorts(size: ModelSize, *, num_steps: int) -> dict[str, Cohort]:
-    """Both engines at the same jitter: half of the time that a step of all ranks takes at once."""
-    found = {}
-    jitter_s = 0.0
-    # The first one again as "never waits", once its step time is known.
-    for name, batching in (("", "ranks"), ("never waits", "ranks"), ("waits", "cohort")):
-        with _server_and_client(size, batching) as (server, client):
-            task = {"task": "ranks", "num_ranks": _NUM_RANKS, "length": _RANK_LENGTH}
-            _ask(client, task | {"num_steps": 5, "jitter_s": 0.0})
-            before = serving.counters(server)
-            times_s = _ask(client, task | {"num_steps": num_steps, "jitter_s": jitter_s})
-            after = serving.counters(server)
-        step_s = statistics.median(times_s)
-        jitter_s = jitter_s or step_s / 2
-        forwards = after["num_forwards"] - before["num_forwards"]
-        found[name] = Cohort(
-            rows_per_forward=(after["num_forward_rows"] - before["num_forward_rows"]) / forwards,
-            tokens_per_forward=(after["num_forward_tokens"] - before["num_forward_tokens"])
-            / forwards,
-            step_ms=1e3 * step_s,
-        )
-    del found[""]
-    return found
+def _cohorts(size: ModelSize, *, num_rounds: int) -> dict[str, Cohort]:
+    """Both engines in turn, at a jitter of half of what a step of all ranks at once takes."""
+    task = {"task": "ranks", "num_ranks": _NUM_RANKS, "length": _RANK_LENGTH}
+    taken: dict[str, list[Cohort]] = {"never waits": [], "waits": []}
+    with contextlib.ExitStack() as stack:
+        pairs = {
+            name: stack.enter_context(_server_and_client(size, batching))
+            for name, batching in (("never waits", "step"), ("waits", "cohort"))
+        }
+        for _, client in pairs.values():
+            at_once_s = _ask(client, task | {"num_steps": 8, "jitter_s": 0.0})
+        jittered = task | {"num_steps": 15, "jitter_s": statistics.median(at_once_s) / 2}
+        for _ in range(num_rounds):
+            for name, (server, client) in pairs.items():
+                taken[name].append(_cohort(server, client, jittered))
+    return {
+        name: {
+            key: statistics.median(one[key] for one in rounds)  # type: ignore[literal-required]
+            for key in rounds[0]
+        }
+        for name, rounds in taken.items()
+    }  # type: ignore[return-value]
+
+
+def _cohort(server: Child, client: Child, task: dict[str, Any]) -> Cohort:
+    before = serving.counters(server)
+    step_s = statistics.median(_ask(client, task))
+    after = serving.counters(server)
+    forwards = after["num_forwards"] - before["num_forwards"]
+    rows = after["num_forward_rows"] - before["num_forward_rows"]
+    tokens = after["num_forward_tokens"] - before["num_forward_tokens"]
+    return {
+        "rows_per_forward": rows / forwards,
+        "tokens_per_forward": tokens / forwards,
+        "step_ms": 1e3 * step_s,
+    }
 
 
 def table(result: Result) -> str:

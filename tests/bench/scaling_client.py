@@ -13,7 +13,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
 import numpy as np
 
@@ -26,7 +26,7 @@ import grpc  # isort: skip  (after protos.channel, which sets gRPC's environment
 
 ROWS = 2
 IN_FLIGHT = 2
-_LENGTHS = (32, 96, 160, 224)
+_LENGTHS = (16, 48, 80, 112)
 _OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 _TARGETS = pb.TargetSpec(encoding=pb.ENCODING_HIDDEN, dtype=pb.VALUE_DTYPE_F16)
 COLLECT_EVERY_N_STEPS = 4
@@ -130,14 +130,15 @@ def _trajectories(
         sampler=pb.SamplerSpec(
             algorithm=pb.ALGORITHM_P2, num_steps=num_steps, temperature=0.7, alg_temp=0.5
         ),
-        capture=pb.Capture(
-            kind=pb.CAPTURE_KIND_EVERY_N, every_n_steps=COLLECT_EVERY_N_STEPS
-        ),
+        capture=pb.Capture(kind=pb.CAPTURE_KIND_EVERY_N, every_n_steps=COLLECT_EVERY_N_STEPS),
         targets=_TARGETS,
     )
 
 
-_TASKS = {"clients": clients, "ranks": ranks}
+_TASKS: dict[str, Callable[..., Coroutine[None, None, object]]] = {
+    "clients": clients,
+    "ranks": ranks,
+}
 
 
 def main() -> None:
@@ -147,7 +148,7 @@ def main() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         task = json.loads(line)
-        answer = asyncio.run(_TASKS[task.pop("task")](**options, **task))
+        answer: object = asyncio.run(_TASKS[task.pop("task")](**options, **task))
         print(json.dumps({"step_s": answer}), flush=True)
 
 

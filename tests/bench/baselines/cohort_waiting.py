@@ -6,14 +6,14 @@ from teacher_server.engine.engine import Engine
 
 
 class CohortWaitingEngine(Engine):
-    """Once idle, waits for all rows of a step of all ranks, for a bounded part of a mean step.
+    """Once idle, waits for all rows of a step of all ranks, for a bounded time.
 
     It is told how many rows a cohort has, and nobody else asks: the most that a hint could give.
     """
 
     num_cohort_rows = 0
-    max_wait_steps = 0.5
-    """How long it waits at most, in mean step times."""
+    max_wait_steps = 2.0
+    """How long it waits at most, in mean step times; those of a part of the ranks are short."""
     _waiting_since_s: float | None = None
     _may_wait = True
 

@@ -1,20 +1,13 @@
 import numpy as np
 import pytest
 
-from protos import errors
-from protos import teacher_pb2 as pb
 from teacher_server.engine.admission import Load, Pace, late_s
-from tests.teacher_server import calls
-from tests.teacher_server.denoisers import ControlledDenoiser
-from tests.teacher_server.engines import run_engine
 
 
 def _load(
     num_tokens: int, *, client: str = "a", deadline_s: float = 10.0, num_steps: int = 1
 ) -> Load:
-    return Load(
-        client_id=client, deadline_s=deadline_s, num_tokens=num_tokens, num_steps=num_steps
-    )
+    return Load(client_id=client, deadline_s=deadline_s, num_tokens=num_tokens, num_steps=num_steps)
 
 
 def _late_s(new: Load, *admitted: Load, tokens_per_s: float = 100.0) -> float:
@@ -55,7 +48,7 @@ def test_who_would_make_an_admitted_request_late_is_kept_out_but_a_lost_one_keep
 def test_admitted_requests_end_in_time_under_fair_sharing():
     random = np.random.default_rng(0)
     admitted: list[Load] = []
-    for index in range(200):
+    for _ in range(200):
         new = _load(
             int(random.integers(10, 400)),
             client=str(random.integers(6)),
