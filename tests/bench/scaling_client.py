@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -135,7 +136,7 @@ def _trajectories(
     )
 
 
-_TASKS: dict[str, Callable[..., Coroutine[None, None, object]]] = {
+_TASKS: dict[str, Callable[..., Coroutine[Any, Any, object]]] = {
     "clients": clients,
     "ranks": ranks,
 }
