@@ -95,11 +95,12 @@ def _under_load(size: ModelSize, *, window_s: float) -> tuple[list[float], list[
     options = {"size": size.as_json(), "batching": "step", "max_batch_tokens": _BATCH_TOKENS}
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(Child("tests.bench.serving_server", options))
+        address = server.first_line().rpartition(" ")[2]
         probe = {
-            "address": server.first_line().rpartition(" ")[2],
+            "address": address,
             "vocab_size": size.vocab_size,
         }
-        stack.enter_context(serving.clients(probe["address"], size, is_original=True))
+        stack.enter_context(serving.clients(address, size, is_original=True))
         time.sleep(window_s / 6)
         probes = []
         for what, num_threads, pause_s in (("score", _NUM_PROBES, 0.2), ("health", 2, 0.03)):
