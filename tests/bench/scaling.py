@@ -252,7 +252,7 @@ def figure(result: Result) -> Figure:
     curves = ((by_clients, "clients", result["clients"]), (by_steps, "steps", result["steps"]))
     for axes, label, costs in curves:
         for name in ("us_per_token", "us_per_position"):
-            values = [cost[name] for cost in costs.values()]  # type: ignore[literal-required]
+            values = [cost[name] for cost in costs.values()]
             axes.plot(
                 [int(count) for count in costs],
                 [value / values[0] for value in values],
