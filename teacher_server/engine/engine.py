@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from masked_diffusion.families import Denoiser
 from protos import errors
 from teacher_server.config import EngineConfig
+from teacher_server.engine.admission import Pace, late_s, load_of
 from teacher_server.engine.batcher import next_batch
 from teacher_server.engine.counters import EngineCounters, EngineLoad
 from teacher_server.engine.model_runner import DenoiserLostError, ModelRunner
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 _MAX_IDLE_WAIT_S = 0.5
 _DEFAULT_RETRY_AFTER_S = 1.0
+_MIN_RETRY_AFTER_S = 0.1
+_MAX_RETRY_AFTER_S = 30.0
 
 
 class Engine:
@@ -55,6 +58,7 @@ class Engine:
         self._open_requests: set[Request] = set()
         """Those whose streams are read; they outlive their rows while the reader is behind."""
         self._served_tokens: dict[str, float] = {}
+        self._pace = Pace()
         self._next_row = 0
         self._num_held_for = config.hold_until_rows
         self._idle_wait_s = min(_MAX_IDLE_WAIT_S, config.health_interval_s / 4)
@@ -77,8 +81,24 @@ class Engine:
                 f"{self._config.max_pending_output_bytes}; retry later",
                 retry_after_s=_DEFAULT_RETRY_AFTER_S,
             )
+        self._refuse_late(request)
         self._queue.submit(request, retry_after_s=self._retry_after_s)
         self._open_requests.add(request)
+
+    def _refuse_late(self, request: Request) -> None:
+        over_s = late_s(
+            load_of(request),
+            map(load_of, list(self._open_requests)),
+            now_s=time.monotonic(),
+            tokens_per_s=self._pace.tokens_per_s,
+            max_batch_tokens=self._config.max_batch_tokens,
+        )
+        if over_s > 0:
+            raise errors.OverloadedError(
+                f"deadlines would be missed by {over_s:.1f} s, of this request or of admitted "
+                "ones; retry later, or with a longer deadline",
+                retry_after_s=min(max(over_s, _MIN_RETRY_AFTER_S), _MAX_RETRY_AFTER_S),
+            )
 
     def close(self, request: Request) -> None:
         """Tells that nobody reads the request's stream any more; frees the rows that are left."""
@@ -213,6 +233,7 @@ class Engine:
 
     def _run_step(self, batch: list[Row]) -> None:
         started_s = time.monotonic()
+        num_tokens = sum(row.length * row.forwards_per_step for row in batch)
         for row in batch:
             self._served_tokens[row.request.client_id] += row.length * row.forwards_per_step
         left = [batch]
@@ -232,7 +253,9 @@ class Engine:
                         left += [part[: len(part) // 2], part[len(part) // 2 :]]
                 else:
                     self._proved_s = time.monotonic()
-        self.counters.busy_s += time.monotonic() - started_s
+        seconds = time.monotonic() - started_s
+        self.counters.busy_s += seconds
+        self._pace.add(num_tokens, seconds)
 
     @contextlib.contextmanager
     def _failing(self, rows: list[Row], what: str) -> Iterator[None]:
@@ -304,7 +327,9 @@ class Engine:
 
     def _retry_after_s(self) -> float:
         backlog_s = self._backlog_s(list(self._rows.values()))
-        return min(max(backlog_s / 2, 0.1), 30.0) if backlog_s else _DEFAULT_RETRY_AFTER_S
+        if not backlog_s:
+            return _DEFAULT_RETRY_AFTER_S
+        return min(max(backlog_s / 2, _MIN_RETRY_AFTER_S), _MAX_RETRY_AFTER_S)
 
 
 def _has_room(row: Row) -> bool:

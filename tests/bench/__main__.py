@@ -43,6 +43,8 @@ BENCHES: dict[str, str] = {
     "serving": "tests.bench.serving",
     "loss": "tests.bench.loss",
     "wire": "tests.bench.wire",
+    "latency": "tests.bench.latency",
+    "scaling": "tests.bench.scaling",
 }
 
 

@@ -131,11 +131,11 @@ def _served(
     options = {"size": size.as_json(), "batching": batching, "max_batch_tokens": batch_tokens}
     with Child("tests.bench.serving_server", options) as server:
         address = server.first_line().rpartition(" ")[2]
-        with _clients(address, size, is_original=is_original):
+        with clients(address, size, is_original=is_original):
             time.sleep(window_s / 4)  # the first rounds of all clients come at once
-            before = _counters(server)
+            before = counters(server)
             time.sleep(window_s)
-            after = _counters(server)
+            after = counters(server)
     rose = {
         name: after[name] - before[name] for name in after if isinstance(after[name], int | float)
     }
@@ -143,7 +143,8 @@ def _served(
 
 
 @contextlib.contextmanager
-def _clients(address: str, size: ModelSize, *, is_original: bool) -> Iterator[None]:
+def clients(address: str, size: ModelSize, *, is_original: bool) -> Iterator[None]:
+    """All clients ask during the block, each from a process of its own."""
     with contextlib.ExitStack() as stack:
         children = []
         for seed in range(NUM_CLIENTS):
@@ -160,10 +161,11 @@ def _clients(address: str, size: ModelSize, *, is_original: bool) -> Iterator[No
         yield
 
 
-def _counters(server: Child) -> dict[str, Any]:
+def counters(server: Child) -> dict[str, Any]:
+    """The totals of a `serving_server`, with its clocks."""
     server.tell("counters")
-    counters: dict[str, Any] = json.loads(server.first_line())
-    return counters
+    totals: dict[str, Any] = json.loads(server.first_line())
+    return totals
 
 
 def _answer(options: dict[str, Any]) -> dict[str, Any]:

@@ -10,12 +10,14 @@ import sys
 import threading
 import time
 
+import psutil
 import torch
 
 from teacher_server.config import EngineConfig, LimitsConfig, ServerConfig
 from teacher_server.engine.engine import Engine
 from teacher_server.server import SWITCH_INTERVAL_S, TeacherServer
 from tests.bench import cores, serving_model
+from tests.bench.baselines.cohort_waiting import CohortWaitingEngine
 from tests.bench.baselines.request_batching import PaddedQwen2, RequestBatchingEngine
 
 
@@ -34,12 +36,23 @@ class _PinnedRequestBatching(RequestBatchingEngine, _PinnedEngine):
     """Likewise."""
 
 
+class _PinnedCohortWaiting(CohortWaitingEngine, _PinnedEngine):
+    """Likewise."""
+
+
+_ENGINES: dict[str, type[Engine]] = {
+    "request": _PinnedRequestBatching,
+    "cohort": _PinnedCohortWaiting,
+}
+
+
 def main() -> None:
     """Serves until its standard input ends."""
     options = json.loads(sys.argv[1])
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     _PinnedEngine.allowed_cores = cores.allowed()
     cores.pin(max)
+    _PinnedCohortWaiting.num_cohort_rows = options.get("num_cohort_rows", 0)
     denoiser = serving_model.build(serving_model.ModelSize(**options["size"]))
     is_baseline = options["batching"] == "request"
     if is_baseline:
@@ -49,10 +62,12 @@ def main() -> None:
     server = TeacherServer(
         denoiser,
         config=ServerConfig(listen="127.0.0.1:0", drain_timeout_s=0.0, status_interval_s=0.0),
-        engine_config=EngineConfig(max_batch_tokens=options["max_batch_tokens"]),
+        engine_config=EngineConfig(
+            max_batch_tokens=options["max_batch_tokens"], **options.get("engine", {})
+        ),
         limits=LimitsConfig(),
         revision="bench",
-        engine_class=_PinnedRequestBatching if is_baseline else _PinnedEngine,
+        engine_class=_ENGINES.get(options["batching"], _PinnedEngine),
     )
     threading.Thread(target=_answer, args=(server,), daemon=True).start()
     asyncio.run(server.serve())
@@ -61,8 +76,15 @@ def main() -> None:
 def _answer(server: TeacherServer) -> None:
     for _ in sys.stdin:
         counters = dataclasses.asdict(server.engine.snapshot())
-        print(json.dumps(counters | {"now_s": time.monotonic()}), flush=True)
+        print(json.dumps(counters | _clocks()), flush=True)
     server.request_stop()
+
+
+def _clocks() -> dict[str, float]:
+    this = psutil.Process()
+    processes = [this, *this.children(recursive=True)]
+    cpu_s = sum(sum(process.cpu_times()[:2]) for process in processes)
+    return {"now_s": time.monotonic(), "cpu_s": cpu_s}
 
 
 if __name__ == "__main__":

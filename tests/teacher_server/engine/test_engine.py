@@ -485,3 +485,20 @@ def test_a_long_idle_stretch_of_one_client_does_not_hold_another_up(
         assert all(row.step < 2000 for row in idle.rows)
         run.engine.close(idle)
         run.assert_nothing_is_left()
+
+
+def test_who_cannot_be_done_in_time_is_refused_with_a_hint_and_whoever_is_not_is_done(
+    denoiser: ControlledDenoiser,
+) -> None:
+    with run_engine(denoiser) as run:
+        # No speed is known yet: admitted, whatever the deadline.
+        run.read(run.score(_states(denoiser, 1), remaining_s=30.0))
+        held = _holding(denoiser, run)
+        patient = run.score(_states(denoiser, 400, first_seed=100), client_id="b")
+        with pytest.raises(errors.OverloadedError, match="deadlines would be missed") as refused:
+            run.score(_states(denoiser, 400, first_seed=900), client_id="c", remaining_s=1e-4)
+        assert refused.value.retry_after_s is not None and refused.value.retry_after_s >= 0.1
+        denoiser.allow()
+        assert run.read(patient)[2] is None
+        run.read(held)
+        run.assert_nothing_is_left()

@@ -1,0 +1,176 @@
+"""How long a light client waits at a saturated teacher, and what a burst does to it.
+
+- `p50_ms`, `p95_ms`, `p99_ms`: of a `ScoreStates` with one state, asked at random moments by light
+  clients while the trajectories of eight others fill every step. `p99_in_steps` is the last one in
+  mean step times, which the server counted in the same window.
+- `health_p50_ms`, `health_p99_ms`: of grpc.health.v1 on a connection of its own, meanwhile.
+- A burst of ten times `max_queue_tokens`, half of it with a deadline shorter than a full queue
+  takes: how much is refused (`refused_fraction`), with a retry hint (`refused_with_hint_fraction`)
+  and how fast (`refusal_p99_ms`); `admitted_deadline_misses` counts those that were neither refused
+  nor answered in full before their deadline.
+
+Engine and clients are pinned as in the serving bench: health and clients share the front's core.
+"""
+
+import contextlib
+import time
+from typing import TypedDict
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from tests.bench import serving
+from tests.bench.burst_client import LENGTH, ROWS
+from tests.bench.processes import Child
+from tests.bench.serving_model import SIZES, ModelSize
+
+_BATCH_TOKENS = 1408
+_BURST_FACTOR = 10
+_NUM_PROBES = 8
+_MAX_ATTEMPT_S = 120.0
+
+
+class Result(TypedDict):
+    """Times in milliseconds."""
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    step_ms: float
+    p99_in_steps: float
+    num_scores: int
+    health_p50_ms: float
+    health_p99_ms: float
+    num_health_checks: int
+    num_burst_requests: int
+    refused_fraction: float
+    refused_with_hint_fraction: float
+    refusal_p99_ms: float
+    num_admitted: int
+    admitted_deadline_misses: int
+    score_ms: list[float]
+    health_ms: list[float]
+
+
+def run(*, quick: bool) -> Result:
+    """Measures the demo's size."""
+    return measure(SIZES["demo"], window_s=8.0 if quick else 120.0, num_capacity=12)
+
+
+def measure(size: ModelSize, *, window_s: float, num_capacity: int) -> Result:
+    """Measures one model.
+
+    Args:
+        num_capacity: requests of the burst that fill the queue.
+    """
+    score_ms, health_ms, step_ms = _under_load(size, window_s=window_s)
+    calls = _burst(size, num_capacity=num_capacity)
+    refused = [call for call in calls if call["status"] == "RESOURCE_EXHAUSTED"]
+    admitted = [call for call in calls if call["status"] != "RESOURCE_EXHAUSTED"]
+    p50_ms, p95_ms, p99_ms = np.percentile(score_ms, [50, 95, 99]).tolist()
+    health_p50_ms, health_p99_ms = np.percentile(health_ms, [50, 99]).tolist()
+    return {
+        "p50_ms": p50_ms,
+        "p95_ms": p95_ms,
+        "p99_ms": p99_ms,
+        "step_ms": step_ms,
+        "p99_in_steps": p99_ms / step_ms,
+        "num_scores": len(score_ms),
+        "health_p50_ms": health_p50_ms,
+        "health_p99_ms": health_p99_ms,
+        "num_health_checks": len(health_ms),
+        "num_burst_requests": len(calls),
+        "refused_fraction": len(refused) / len(calls),
+        "refused_with_hint_fraction": float(np.mean([call["has_hint"] for call in refused])),
+        "refusal_p99_ms": float(np.percentile([call["time_ms"] for call in refused], 99)),
+        "num_admitted": len(admitted),
+        "admitted_deadline_misses": sum(call["status"] != "OK" for call in admitted),
+        "score_ms": score_ms,
+        "health_ms": health_ms,
+    }
+
+
+def _under_load(size: ModelSize, *, window_s: float) -> tuple[list[float], list[float], float]:
+    """Milliseconds of each score, of each health check, and of a mean step."""
+    options = {"size": size.as_json(), "batching": "step", "max_batch_tokens": _BATCH_TOKENS}
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Child("tests.bench.serving_server", options))
+        address = server.first_line().rpartition(" ")[2]
+        probe = {
+            "address": address,
+            "vocab_size": size.vocab_size,
+        }
+        stack.enter_context(serving.clients(address, size, is_original=True))
+        time.sleep(window_s / 6)
+        probes = []
+        for what, num_threads, pause_s in (("score", _NUM_PROBES, 0.2), ("health", 2, 0.03)):
+            asked = {"what": what, "num_threads": num_threads, "mean_pause_s": pause_s}
+            child = Child("tests.bench.latency_probe", probe | asked)
+            probes.append(stack.enter_context(child))
+        for child in probes:
+            assert child.first_line() == "asking"
+        before = serving.counters(server)
+        time.sleep(window_s)
+        after = serving.counters(server)
+        answers = [child.answer(timeout_s=_MAX_ATTEMPT_S)["times_ms"] for child in probes]
+    steps = after["num_forwards"] - before["num_forwards"]
+    return answers[0], answers[1], 1e3 * (after["busy_s"] - before["busy_s"]) / steps
+
+
+def _burst(size: ModelSize, *, num_capacity: int) -> list[dict]:
+    options = {
+        "size": size.as_json(),
+        "batching": "step",
+        "max_batch_tokens": _BATCH_TOKENS,
+        "engine": {"max_queue_tokens": num_capacity * ROWS * LENGTH},
+    }
+    with Child("tests.bench.serving_server", options) as server:
+        ask = {
+            "address": server.first_line().rpartition(" ")[2],
+            "vocab_size": size.vocab_size,
+            "num_requests": num_capacity,
+            "timeouts_s": [_MAX_ATTEMPT_S],
+        }
+        # A full queue twice: the first warms up, and tells the engine its speed.
+        for _ in range(2):
+            full = _asked(ask)
+            assert all(call["status"] == "OK" for call in full)
+        full_s = max(call["time_ms"] for call in full) / 1e3
+        return _asked(
+            ask
+            | {
+                "num_requests": _BURST_FACTOR * num_capacity,
+                "timeouts_s": [4 * full_s, full_s / 2],
+            }
+        )
+
+
+def _asked(options: dict) -> list[dict]:
+    with Child("tests.bench.burst_client", options) as client:
+        calls: list[dict] = client.answer(timeout_s=_MAX_ATTEMPT_S)["calls"]
+    return calls
+
+
+def table(result: Result) -> str:
+    """The result as text to read."""
+    return "\n".join(
+        f"{name:<28} {value:10.3f}"
+        for name, value in result.items()
+        if isinstance(value, int | float)
+    )
+
+
+def figure(result: Result) -> Figure:
+    """The share of calls that were answered within a time."""
+    drawing = Figure(figsize=(9, 4), layout="constrained")
+    scores, checks = drawing.subplots(1, 2)
+    scores.ecdf([time_ms / result["step_ms"] for time_ms in result["score_ms"]])
+    scores.axvline(4, color="black", linewidth=0.5, linestyle="--")
+    scores.set_xlabel("single score under load, in step times")
+    checks.ecdf(result["health_ms"], color="C1")
+    checks.axvline(50, color="black", linewidth=0.5, linestyle="--")
+    checks.set_xlabel("health check under load, ms")
+    for axes in (scores, checks):
+        axes.set_ylabel("share answered within")
+        axes.set_xlim(left=0)
+    return drawing
