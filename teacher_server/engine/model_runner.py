@@ -31,9 +31,7 @@ class ModelRunner:
         """
         self.denoiser = denoiser
         self.fixed = (
-            None
-            if max_fixed_tokens is None
-            else FixedShapes(denoiser, max_tokens=max_fixed_tokens)
+            None if max_fixed_tokens is None else FixedShapes(denoiser, max_tokens=max_fixed_tokens)
         )
         self.packs_rows = self.fixed is None and denoiser.enable_ragged()
         """Whether rows of any length share a forward without padding."""
