@@ -25,8 +25,8 @@ class ShardingOptions:
     enable_fsdp_offload: bool = False
     """fsdp, hsdp: keep parameters, gradients and optimizer states in host memory."""
     enable_full_determinism: bool = False
-    """Use deterministic kernels alone, and have a teacher that is started here run one sequence a
-    step, so that a resumed run repeats every number; slower."""
+    """Use deterministic kernels alone, and have a teacher that is started here run
+    deterministically, so that a resumed run repeats every number; slower."""
 
     def __post_init__(self) -> None:
         require_at_least(1, "train", self, "data_parallel_replicate_size")

@@ -46,7 +46,9 @@ class EngineConfig:
     """Bytes of keys and values that trajectories of a block-causal teacher may hold; rows beyond
     it compute their finished blocks again at every step. 0 caches nothing."""
     deterministic: bool = False
-    """One row a step: results are bit-identical whatever else is served, at the cost of speed."""
+    """Forwards of fixed shapes: targets are bit-identical whatever else is served, on any replica
+    with the same hardware, libraries and number of threads, and after a retry; at the cost of
+    speed. Block-causal teachers run one row a step, without their cache."""
     health_interval_s: float = 30.0
     """Health is lost when no forward succeeded for this long; an idle engine runs one in time."""
 

@@ -248,6 +248,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_MISUSED
     if options.num_threads:
         torch.set_num_threads(options.num_threads)
+    if engine_config.deterministic:
+        # Read when cuBLAS starts. Where CUDA has no such kernel (cumsum), torch warns and goes on.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
     def serve(denoiser: Denoiser, revision: str | None = None) -> bool:
         server = TeacherServer(

@@ -13,6 +13,7 @@ from teacher_server.config import EngineConfig
 from teacher_server.engine.admission import Pace, late_s, load_of
 from teacher_server.engine.batcher import next_batch
 from teacher_server.engine.counters import EngineCounters, EngineLoad
+from teacher_server.engine.fixed_shapes import fitting
 from teacher_server.engine.model_runner import DenoiserLostError, ModelRunner
 from teacher_server.engine.queue import AdmissionQueue
 from teacher_server.engine.sequence import Outcome, Request, Row
@@ -44,13 +45,18 @@ class Engine:
         on_dead: Callable[[BaseException], None] | None = None,
     ) -> None:
         self._config = config
-        self._runner = ModelRunner(denoiser, max_head_elements=config.max_head_elements)
+        self._runner = ModelRunner(
+            denoiser,
+            max_head_elements=config.max_head_elements,
+            max_fixed_tokens=config.max_batch_tokens if config.deterministic else None,
+        )
         self.counters = EngineCounters()
         self._step = DenoisingStep(
             self._runner,
             self.counters,
             revision=revision,
-            max_cache_bytes=config.max_cache_bytes,
+            # What is cached was computed at another width than what is computed anew.
+            max_cache_bytes=0 if config.deterministic else config.max_cache_bytes,
         )
         self._queue = AdmissionQueue(max_tokens=config.max_queue_tokens)
         self._rows: dict[int, Row] = {}  # by order of arrival
@@ -204,15 +210,31 @@ class Engine:
         for row in self._leading():
             if row.twins:
                 self._twins.part(row)
-        batch = next_batch(
-            (row for row in self._leading() if row.is_ready and _has_room(row)),
+        ready = [row for row in self._leading() if row.is_ready and _has_room(row)]
+        batch = self._choose(ready)
+        if batch and self._runner.fixed is not None:
+            batch = self._of_one_shape(batch[0], ready)
+        return self._fit_output(batch)
+
+    def _choose(self, ready: list[Row]) -> list[Row]:
+        return next_batch(
+            ready,
             served_tokens=self._served_tokens,
             max_batch_tokens=self._config.max_batch_tokens,
             max_padding_fraction=None
-            if self._runner.packs_rows
+            if self._runner.packs_rows or self._runner.fixed is not None
             else self._config.max_padding_fraction,
         )
-        return batch[:1] if self._config.deterministic else self._fit_output(batch)
+
+    def _of_one_shape(self, first: Row, ready: list[Row]) -> list[Row]:
+        """Deterministic mode: the fairest row and those that run in the same shape."""
+        if self._step.has_blocks:
+            return [first]
+        assert self._runner.fixed is not None
+        shape_of = self._runner.fixed.shape_of
+        shape = shape_of(first.length)
+        alike = self._choose([row for row in ready if shape_of(row.length) == shape])
+        return fitting(alike, max_rows=shape.num_rows)
 
     def _is_held(self) -> bool:
         """Whether `hold_until_rows` keeps the batcher waiting; ends when so many rows are there."""

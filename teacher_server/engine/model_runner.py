@@ -4,9 +4,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from masked_diffusion.families import EXCLUDED_LOGIT, Denoiser, padding_mask
+from teacher_server.engine.fixed_shapes import FixedShapes
+
+FIXED_HEAD_POSITIONS = 64
+"""Positions of every chunk of the head with fixed shapes, where so many logits may be held."""
 
 
 class DenoiserLostError(RuntimeError):
@@ -16,9 +21,19 @@ class DenoiserLostError(RuntimeError):
 class ModelRunner:
     """The denoiser on its device. Used by the engine's thread alone."""
 
-    def __init__(self, denoiser: Denoiser, *, max_head_elements: int) -> None:
+    def __init__(
+        self, denoiser: Denoiser, *, max_head_elements: int, max_fixed_tokens: int | None = None
+    ) -> None:
+        """Makes a runner.
+
+        Args:
+            max_fixed_tokens: Of a forward, with shapes that never depend on load; None = without.
+        """
         self.denoiser = denoiser
-        self.packs_rows = denoiser.enable_ragged()
+        self.fixed = (
+            None if max_fixed_tokens is None else FixedShapes(denoiser, max_tokens=max_fixed_tokens)
+        )
+        self.packs_rows = self.fixed is None and denoiser.enable_ragged()
         """Whether rows of any length share a forward without padding."""
         self._max_head_elements = max_head_elements
 
@@ -33,6 +48,8 @@ class ModelRunner:
         Args:
             times: of each row, in [0, 1]; looked at where the denoiser uses time.
         """
+        if self.fixed is not None:
+            return self.fixed.hidden_states(rows, times=times)
         if self.packs_rows:
             return self._packed(rows)
         # Pad ids are never attended to; any valid id serves.
@@ -60,8 +77,13 @@ class ModelRunner:
     ) -> Iterator[Tensor]:
         """Logits of positions, [chunk, V] float32 at a time, so that [M, V] is never whole."""
         rows = max(1, self._max_head_elements // self.denoiser.info.vocab_size)
+        if self.fixed is not None:
+            rows = min(rows, FIXED_HEAD_POSITIONS)
         for chunk in hidden_MD.split(rows):
-            yield self.denoiser.logits(chunk, suppress_mask_token=suppress_mask_token)
+            num_missing = 0 if self.fixed is None else rows - len(chunk)
+            filled = pad(chunk, (0, 0, 0, num_missing)) if num_missing else chunk
+            logits = self.denoiser.logits(filled, suppress_mask_token=suppress_mask_token)
+            yield logits[: len(chunk)]
 
     def without_mask_token(self, logits_MV: Tensor) -> Tensor:
         """A copy in which the mask id is excluded."""
@@ -73,6 +95,8 @@ class ModelRunner:
         """Runs the smallest real forward; raises whatever it raises."""
         info = self.denoiser.info
         ids = torch.full((min(4, info.max_length),), info.mask_token_id)
-        (hidden_LD,) = self.hidden_states([ids], times=[1.0])
+        (hidden_LD,) = self.denoiser.hidden_states(
+            ids[None].to(self._device), times_B=torch.ones(1, device=self._device)
+        )
         if not torch.isfinite(hidden_LD).all():
             raise FloatingPointError("the denoiser's forward is not finite")

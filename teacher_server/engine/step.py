@@ -109,6 +109,11 @@ class DenoisingStep:
         """Bytes of keys and values held for live rows; 0 with full attention."""
         return 0 if self._blocks is None else self._blocks.num_cache_bytes
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether the denoiser is block-causal."""
+        return self._blocks is not None
+
     def _hidden_states(self, batch: Sequence[Row]) -> list[Tensor]:
         """[L, D] of each row; with blocks, undefined where neither targets nor sampler look."""
         # The cache has no unconditional stream: guided rows run whole.
@@ -173,12 +178,18 @@ class DenoisingStep:
         num_tokens = sum(row.length * row.forwards_per_step for row in batch)
         counters.num_forward_rows += num_rows
         counters.num_forward_tokens += num_tokens
-        counters.num_padded_tokens += (
-            num_tokens if self._runner.packs_rows else num_rows * max(row.length for row in batch)
-        )
+        counters.num_padded_tokens += self._num_computed_tokens(batch, num_rows, num_tokens)
         counters.num_shared_forwards += len({row.request.client_id for row in batch}) > 1
         counters.num_mixed_forwards += len({row.request.kind for row in batch}) > 1
         counters.forward_s += forward_s
+
+    def _num_computed_tokens(self, batch: Sequence[Row], num_rows: int, num_tokens: int) -> int:
+        if self._runner.packs_rows:
+            return num_tokens
+        if self._runner.fixed is not None and not self.has_blocks:
+            shape = self._runner.fixed.shape_of(batch[0].length)
+            return -(-num_rows // shape.num_rows) * shape.num_rows * shape.length
+        return num_rows * max(row.length for row in batch)
 
     def _finish(self, rows: Sequence[Row], hidden: Sequence[Tensor]) -> None:
         """Emits the targets of rows that a sampler takes together, then samples their next states.

@@ -367,7 +367,7 @@ def test_a_step_makes_no_more_targets_than_all_streams_may_hold(
         assert len(run.read(run.score(_states(denoiser, 1), targets=targets))[0]) == 1
 
 
-def test_a_deterministic_engine_runs_one_row_a_step_and_keeps_every_bit(
+def test_a_deterministic_engine_runs_one_shape_and_keeps_every_bit(
     denoiser: ControlledDenoiser,
 ) -> None:
     message = _trajectories(denoiser, 3)
@@ -385,7 +385,8 @@ def test_a_deterministic_engine_runs_one_row_a_step_and_keeps_every_bit(
             payloads.append(sorted(getattr(item, "payload", b"") for item in items))
             for other in others:
                 run.read(other)
-        assert {len(batch) for batch in denoiser.batches} == {1}
+        # A row of the full 12 tokens' bucket of 32, which holds 64 rows.
+        assert {batch.shape for batch in denoiser.batches} == {(64, 32)}
     assert payloads[0] == payloads[1]
 
 
