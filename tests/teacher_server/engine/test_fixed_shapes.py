@@ -83,7 +83,7 @@ def test_the_head_keeps_every_bit_of_a_position_among_others() -> None:
 class _Contagious(Qwen2):
     """Numbers of a row depend on its batch."""
 
-    def hidden_states(self, input_ids_BL: Tensor, *others: Tensor, **options: Tensor) -> Tensor:
+    def hidden_states(self, input_ids_BL: Tensor, *others: Any, **options: Any) -> Tensor:
         hidden_BLD = super().hidden_states(input_ids_BL, *others, **options)
         return hidden_BLD + 1e-3 * input_ids_BL.float().mean()
 
