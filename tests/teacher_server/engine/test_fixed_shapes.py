@@ -1,6 +1,7 @@
 """Rows keep every bit whatever else is in their forward, in every kind of body."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
