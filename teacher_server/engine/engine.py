@@ -41,7 +41,9 @@ class Engine:
         on_dead: Callable[[BaseException], None] | None = None,
     ) -> None:
         self._config = config
-        self._runner = ModelRunner(denoiser, max_head_elements=config.max_head_elements)
+        self._runner = ModelRunner(
+            denoiser, max_head_elements=config.max_head_elements, pad_rows=config.pad_rows
+        )
         self.counters = EngineCounters()
         self._step = DenoisingStep(
             self._runner,

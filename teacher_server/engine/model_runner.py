@@ -16,9 +16,11 @@ class DenoiserLostError(RuntimeError):
 class ModelRunner:
     """The denoiser on its device. Used by the engine's thread alone."""
 
-    def __init__(self, denoiser: Denoiser, *, max_head_elements: int) -> None:
+    def __init__(
+        self, denoiser: Denoiser, *, max_head_elements: int, pad_rows: bool = False
+    ) -> None:
         self.denoiser = denoiser
-        self.packs_rows = denoiser.enable_ragged()
+        self.packs_rows = not pad_rows and denoiser.enable_ragged()
         """Whether rows of any length share a forward without padding."""
         self._max_head_elements = max_head_elements
 
