@@ -18,8 +18,10 @@ from teacher_server.config import AutotuneConfig, EngineConfig
 
 logger = logging.getLogger(__name__)
 
-_BUDGETS = (1024, 2048, 4096, 8192, 16_384, 32_768)
+_BUDGETS = (1024, 2048, 4096, 8192, 16_384)
 _HEAD_ELEMENTS = (2**20, 2**22, 2**24, 2**26)
+_WEIGHTS = {"max_batch_tokens": 3}
+"""Of an option's share of the time, else 1: large batches take long."""
 _BASE_BUDGET = 1024
 """For options other than the budget."""
 
@@ -91,10 +93,11 @@ def measure(
         torch.set_num_threads(int(options.pop("num_threads", num_threads)))
         return step_time(denoiser, dataclasses.replace(engine_config, **options))  # type: ignore[arg-type]
 
+    weights = {option: _WEIGHTS.get(option, 1) for option in candidates}
     try:
         for option, values in candidates.items():
             arms = [Arm(option=option, value=value) for value in values]
-            take_turns(arms, run, seconds=seconds / len(candidates))
+            take_turns(arms, run, seconds=seconds * weights[option] / sum(weights.values()))
             chosen[option] = choose(arms)
             all_arms += arms
     finally:

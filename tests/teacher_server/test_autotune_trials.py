@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import torch
 
 from masked_diffusion.families import Denoiser
 from teacher_server.autotune_trials import Arm, choose, step_time, take_turns
@@ -43,10 +44,27 @@ def test_an_arm_that_would_end_too_late_does_not_begin() -> None:
     assert [len(arm.us_per_token) for arm in arms] == [1, 0, 0]
 
 
+def test_an_arm_that_memory_is_too_small_for_ends_the_arms_there() -> None:
+    arms = [Arm(option="o", value=value) for value in (1, 2, 3)]
+    asked: list[object] = []
+
+    def measure(arm: Arm) -> tuple[float, int]:
+        asked.append(arm.value)
+        if arm.value == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return 1e-6, 1
+
+    take_turns(arms, measure, seconds=60)
+    assert asked[:3] == [1, 2, 1] and 3 not in asked
+    assert choose(arms) == 1
+
+
 @pytest.mark.parametrize("pad_rows", [False, True])
 @pytest.mark.parametrize("budget", [7, 1024])
 def test_a_step_fills_the_budget(tiny_denoiser: Denoiser, budget: int, pad_rows: bool) -> None:
     config = EngineConfig(max_batch_tokens=budget, pad_rows=pad_rows)
     step_s, num_tokens = step_time(tiny_denoiser, config)
     assert step_s > 0
-    assert budget - 2 <= num_tokens <= budget + 2
+    # Padded rows of 256, its longest: some of the budget is padding.
+    low = budget * 0.9 if pad_rows else budget - 2
+    assert low <= num_tokens <= budget + 2
