@@ -10,7 +10,7 @@ import torch
 from masked_diffusion import checkpoints
 from masked_diffusion.families import Denoiser
 from masked_diffusion.quantization import QUANTIZATIONS
-from teacher_server.config import EngineConfig, LimitsConfig, ServerConfig
+from teacher_server.config import AutotuneConfig, EngineConfig, LimitsConfig, ServerConfig
 from teacher_server.options import add_options
 
 logger = logging.getLogger(__name__)
@@ -37,15 +37,27 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="serve even if attention is not bidirectional or padding matters",
     )
-    for config_class in (ServerConfig, EngineConfig, LimitsConfig):
+    for config_class in (ServerConfig, EngineConfig, AutotuneConfig, LimitsConfig):
         add_options(parser, config_class)
     options = parse_checked(parser, arguments)
+    options.given = given_names(parser, arguments)
+    if options.tensor_parallel and (options.autotune or options.autotune_file):
+        parser.error("--autotune measures one process; leave it out with --tensor-parallel")
     if options.tensor_parallel and options.device != "auto":
         parser.error(
             f"--device must be auto with --tensor-parallel, got {options.device}: each rank takes "
             "the GPU of its own number, and the CPU where there is no GPU"
         )
     return options
+
+
+def given_names(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> frozenset[str]:
+    """Names of the options that stand on the command line, whatever their value."""
+    # Defaults are only set where a namespace has nothing yet.
+    absent = object()
+    names = [action.dest for action in parser._actions]
+    parsed = parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(names, absent)))
+    return frozenset(name for name, value in vars(parsed).items() if value is not absent)
 
 
 def parse_checked(

@@ -30,6 +30,8 @@ class EngineConfig:
     max_padding_fraction: float = 0.1
     """Share of a batch that may be padding, where the teacher cannot pack rows without any; rows
     of other lengths wait for the next step."""
+    pad_rows: bool = False
+    """Pad batches even where the teacher can pack rows."""
     hold_until_rows: int = 0
     """For tests of exact batches: an engine without work waits until so many rows are there. 0
     waits for nothing."""
@@ -67,6 +69,23 @@ class EngineConfig:
             raise ValueError(
                 f"max_padding_fraction must be in [0, 1), got {self.max_padding_fraction}"
             )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AutotuneConfig:
+    """Options of the engine that are measured on the loaded teacher before it serves."""
+
+    autotune: bool = False
+    """Measure token budget, packing, head chunk and CPU threads; options given on the command line
+    stay as given. A file that fits is read instead."""
+    autotune_file: str = ""
+    """JSON that the choice is written to and read from; one of another model, device or torch is
+    not used, with a warning."""
+    autotune_seconds: float = 30.0
+    """The measurements take about this long; a slow teacher gets fewer of them."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "autotune_seconds")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

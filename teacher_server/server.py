@@ -23,9 +23,9 @@ import grpc  # isort: skip  (after protos.channel, which sets gRPC's environment
 from grpc_health.v1 import health, health_pb2_grpc  # isort: skip
 from grpc_reflection.v1alpha import reflection  # isort: skip
 
-from teacher_server import inspect_command, status
+from teacher_server import autotune, inspect_command, status
 from teacher_server.arguments import load, parse_arguments
-from teacher_server.config import EngineConfig, LimitsConfig, ServerConfig
+from teacher_server.config import AutotuneConfig, EngineConfig, LimitsConfig, ServerConfig
 from teacher_server.engine.engine import Engine
 from teacher_server.engine.model_runner import DenoiserLostError
 from teacher_server.grpc_service import TeacherServicer
@@ -243,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = read_options(options, ServerConfig)
         engine_config = read_options(options, EngineConfig)
         limits = read_options(options, LimitsConfig)
+        autotune_config = read_options(options, AutotuneConfig)
     except ValueError as error:
         print(f"teacher-server: {error}", file=sys.stderr)
         return EXIT_MISUSED
@@ -254,10 +255,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
     def serve(denoiser: Denoiser, revision: str | None = None) -> bool:
+        tuned, revision = autotune.tuned(
+            denoiser, engine_config, autotune_config, revision=revision, given=options.given
+        )
         server = TeacherServer(
             denoiser,
             config=config,
-            engine_config=engine_config,
+            engine_config=tuned,
             limits=limits,
             revision=revision,
         )

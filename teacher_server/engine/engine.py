@@ -49,6 +49,7 @@ class Engine:
             denoiser,
             max_head_elements=config.max_head_elements,
             max_fixed_tokens=config.max_batch_tokens if config.deterministic else None,
+            pad_rows=config.pad_rows,
         )
         self.counters = EngineCounters()
         self._step = DenoisingStep(

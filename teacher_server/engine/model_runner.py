@@ -22,18 +22,24 @@ class ModelRunner:
     """The denoiser on its device. Used by the engine's thread alone."""
 
     def __init__(
-        self, denoiser: Denoiser, *, max_head_elements: int, max_fixed_tokens: int | None = None
+        self,
+        denoiser: Denoiser,
+        *,
+        max_head_elements: int,
+        max_fixed_tokens: int | None = None,
+        pad_rows: bool = False,
     ) -> None:
         """Makes a runner.
 
         Args:
             max_fixed_tokens: Of a forward, with shapes that never depend on load; None = without.
+            pad_rows: Never packs rows.
         """
         self.denoiser = denoiser
         self.fixed = (
             None if max_fixed_tokens is None else FixedShapes(denoiser, max_tokens=max_fixed_tokens)
         )
-        self.packs_rows = self.fixed is None and denoiser.enable_ragged()
+        self.packs_rows = self.fixed is None and not pad_rows and denoiser.enable_ragged()
         """Whether rows of any length share a forward without padding."""
         self._max_head_elements = max_head_elements
 

@@ -10,7 +10,13 @@ POSITIVE = [
     for owner in (EngineConfig, LimitsConfig)
     for field in dataclasses.fields(owner)
     if field.name
-    not in ("max_padding_fraction", "max_cache_bytes", "hold_until_rows", "deterministic")
+    not in (
+        "max_padding_fraction",
+        "max_cache_bytes",
+        "pad_rows",
+        "hold_until_rows",
+        "deterministic",
+    )
 ]
 
 
