@@ -5,7 +5,11 @@ import torch
 from protos import teacher_pb2 as pb
 from tests.bench import serving_mix, serving_model
 from tests.bench.baselines import original
-from tests.bench.baselines.request_batching import PaddedQwen2, RequestBatchingEngine
+from tests.bench.baselines.request_batching import (
+    LeanRequestBatchingEngine,
+    PaddedQwen2,
+    RequestBatchingEngine,
+)
 from tests.teacher_server import calls
 from tests.teacher_server.engines import run_engine
 
@@ -63,23 +67,38 @@ def test_the_original_scheme_collects_the_positions_that_the_served_one_does():
     assert [len(logits_MV) for logits_MV in collected] == list(served.values())
 
 
-def test_batches_of_whole_requests_run_to_their_end_before_others_begin():
+@pytest.mark.parametrize("engine_class", [RequestBatchingEngine, LeanRequestBatchingEngine])
+def test_batches_of_whole_requests_run_to_their_end_before_others_begin(
+    engine_class: type[LeanRequestBatchingEngine],
+) -> None:
     built = serving_model.build(SIZE)
     denoiser = PaddedQwen2(built.model, None, name="bench", mask_token_id=63).eval()
-    sampler = pb.SamplerSpec(algorithm=pb.ALGORITHM_ORIGIN, num_steps=6)
     config = {"hold_until_rows": 6, "max_batch_tokens": 64}
-    with run_engine(denoiser, engine_class=RequestBatchingEngine, **config) as run:
+    with run_engine(denoiser, engine_class=engine_class, **config) as run:
         requests = []
-        for seed in range(3):
+        for seed, num_steps in enumerate((6, 2, 6)):
             states = [
                 calls.make_state(denoiser.info, length=16, num_masked=12, seed=10 * seed + row)
                 for row in range(2)
             ]
+            sampler = pb.SamplerSpec(algorithm=pb.ALGORITHM_P2, num_steps=num_steps)
             requests.append(run.sample(calls.trajectory_request(states, sampler=sampler)))
         for request in requests:
             assert run.read(request)[2] is None
         counters = run.engine.snapshot()
         run.assert_nothing_is_left()
-    # Two requests fit; the third waits for both to end.
-    assert counters.num_forwards == pytest.approx(12, abs=2)
-    assert counters.num_forward_rows < 4 * counters.num_forwards
+    # Two requests fit, one of them ends early; the third waits for both.
+    assert counters.num_forwards == 12
+    assert counters.num_forward_rows == 2 * 6 + 2 * 2 + 2 * 6
+    num_rows = 4 * 6 + 2 * 6 if engine_class is RequestBatchingEngine else 28
+    assert counters.num_padded_tokens == 16 * num_rows
+
+
+def test_a_row_has_the_same_targets_in_a_batch_that_is_filled_up() -> None:
+    built = serving_model.build(SIZE)
+    denoiser = PaddedQwen2(built.model, None, name="bench", mask_token_id=63).eval()
+    ids_BL = torch.randint(0, 63, (2, 9))
+    mask_BL = torch.arange(9) < torch.tensor([[9], [5]])
+    alone_BLD = denoiser.hidden_states(ids_BL, mask_BL)
+    denoiser.num_rows = 5
+    torch.testing.assert_close(denoiser.hidden_states(ids_BL, mask_BL), alone_BLD)
