@@ -117,6 +117,11 @@ class Engine:
             and self._proof_age_s() < self._config.health_interval_s,
         )
 
+    @property
+    def num_released_tokens(self) -> int:
+        """Tokens of all rows that have ended, since the start."""
+        return self._queue.num_released_tokens
+
     def snapshot(self) -> EngineCounters:
         """A copy of the counters."""
         return dataclasses.replace(self.counters, outcomes=dict(self.counters.outcomes))

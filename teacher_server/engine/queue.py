@@ -20,6 +20,7 @@ class AdmissionQueue:
         self._incoming: list[Request] = []
         self._closed: list[Request] = []
         self._num_tokens = 0
+        self._num_released_tokens = 0
         self._woken = False
         self._draining = False
         self._failure: errors.TeacherError | None = None
@@ -28,6 +29,11 @@ class AdmissionQueue:
     def num_tokens(self) -> int:
         """Tokens of all admitted rows that have not ended."""
         return self._num_tokens
+
+    @property
+    def num_released_tokens(self) -> int:
+        """Tokens of all rows that have ended, since the start."""
+        return self._num_released_tokens
 
     @property
     def draining(self) -> bool:
@@ -67,6 +73,7 @@ class AdmissionQueue:
         """Gives the tokens of ended rows back."""
         with self._changed:
             self._num_tokens -= num_tokens
+            self._num_released_tokens += num_tokens
             self._changed.notify_all()
 
     def wake(self) -> None:

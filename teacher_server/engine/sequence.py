@@ -10,7 +10,7 @@ import torch
 
 from masked_diffusion.samplers import SamplerConfig
 from protos import errors
-from teacher_server.engine.stream import OutputStream
+from teacher_server.engine.stream import OutputWindow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +63,7 @@ class Request:
     capture: Capture
     sampler: SamplerConfig | None
     """None for a score."""
-    stream: OutputStream
+    stream: OutputWindow
     rows: list["Row"] = field(default_factory=list)
     """Rows that have not ended."""
     num_rows: int = 0
