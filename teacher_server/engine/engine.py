@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from masked_diffusion.families import Denoiser
 from protos import errors
+from teacher_server import head
 from teacher_server.config import EngineConfig
 from teacher_server.engine.batcher import next_batch
 from teacher_server.engine.counters import EngineCounters, EngineLoad
 from teacher_server.engine.model_runner import DenoiserLostError, ModelRunner
-from teacher_server.engine.queue import AdmissionQueue
+from teacher_server.engine.queue import AdmissionQueue, check_readers, retry_hint_s
 from teacher_server.engine.sequence import Outcome, Request, Row
 from teacher_server.engine.step import DenoisingStep, ForwardFailedError
 from teacher_server.engine.stream import StreamEnd
@@ -22,7 +23,6 @@ from teacher_server.engine.twins import Twins
 logger = logging.getLogger(__name__)
 
 _MAX_IDLE_WAIT_S = 0.5
-_DEFAULT_RETRY_AFTER_S = 1.0
 
 
 class Engine:
@@ -70,13 +70,7 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Admits a request and its rows, or raises the refusal; `close` must follow."""
-        pending = sum(request.stream.pending_bytes for request in list(self._open_requests))
-        if pending > self._config.max_pending_output_bytes:
-            raise errors.OverloadedError(
-                f"readers are behind by {pending} bytes, limit "
-                f"{self._config.max_pending_output_bytes}; retry later",
-                retry_after_s=_DEFAULT_RETRY_AFTER_S,
-            )
+        check_readers(list(self._open_requests), max_bytes=self._config.max_pending_output_bytes)
         self._queue.submit(request, retry_after_s=self._retry_after_s)
         self._open_requests.add(request)
 
@@ -116,6 +110,10 @@ class Engine:
             healthy=self._thread.is_alive()
             and self._proof_age_s() < self._config.health_interval_s,
         )
+
+    def head_chunk(self, index: int) -> bytes | None:
+        """A part of the head, None behind the last; see `head.head_chunk`."""
+        return head.head_chunk(self._runner.denoiser, index)
 
     @property
     def num_released_tokens(self) -> int:
@@ -308,8 +306,7 @@ class Engine:
         return left / speed if speed else 0.0
 
     def _retry_after_s(self) -> float:
-        backlog_s = self._backlog_s(list(self._rows.values()))
-        return min(max(backlog_s / 2, 0.1), 30.0) if backlog_s else _DEFAULT_RETRY_AFTER_S
+        return retry_hint_s(self._backlog_s(list(self._rows.values())))
 
 
 def _has_room(row: Row) -> bool:

@@ -1,10 +1,27 @@
 """Where requests, and their ends, cross from the event loop into the engine's thread."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from protos import errors
 from teacher_server.engine.sequence import Request
+
+_DEFAULT_RETRY_AFTER_S = 1.0
+
+
+def retry_hint_s(backlog_s: float) -> float:
+    """When to come back to an engine with so many seconds of work; 0 = nobody knows."""
+    return min(max(backlog_s / 2, 0.1), 30.0) if backlog_s else _DEFAULT_RETRY_AFTER_S
+
+
+def check_readers(requests: Iterable[Request], *, max_bytes: int) -> None:
+    """Raises OverloadedError while the readers of these requests are too far behind."""
+    pending = sum(request.stream.pending_bytes for request in requests)
+    if pending > max_bytes:
+        raise errors.OverloadedError(
+            f"readers are behind by {pending} bytes, limit {max_bytes}; retry later",
+            retry_after_s=_DEFAULT_RETRY_AFTER_S,
+        )
 
 
 class AdmissionQueue:
