@@ -44,6 +44,8 @@ class TeacherProcess:
             f"--listen={listen}",
             # The pipe's other end is ours: it closes however this process ends.
             "--exit-with-stdin",
+            # It shares a machine with the trainer: one process less that holds torch.
+            "--engine-in-process",
             *extra_arguments,
         ]
         self._log_path = log_path

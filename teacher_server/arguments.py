@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import time
 from collections.abc import Sequence
 
@@ -37,10 +38,22 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="serve even if attention is not bidirectional or padding matters",
     )
+    parser.add_argument(
+        "--devices",
+        type=_device_names,
+        default=[],
+        metavar="DEVICE,DEVICE",
+        help="one engine for each, which share all rows; instead of --device",
+    )
     for config_class in (ServerConfig, EngineConfig, AutotuneConfig, LimitsConfig):
         add_options(parser, config_class)
     options = parse_checked(parser, arguments)
-    options.given = given_names(parser, arguments)
+    options.given = sorted(given_names(parser, arguments))
+    if options.devices and (options.tensor_parallel or options.engine_in_process):
+        parser.error(
+            "--devices starts an engine process for each; leave it out with --tensor-parallel and "
+            "--engine-in-process"
+        )
     if options.tensor_parallel and (options.autotune or options.autotune_file):
         parser.error("--autotune measures one process; leave it out with --tensor-parallel")
     if options.tensor_parallel and options.device != "auto":
@@ -49,6 +62,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             "the GPU of its own number, and the CPU where there is no GPU"
         )
     return options
+
+
+def _device_names(text: str) -> list[str]:
+    names = text.split(",")
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"must be names with commas between, got {text!r}")
+    return names
 
 
 def given_names(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> frozenset[str]:
@@ -127,6 +147,16 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {name} cannot be used here: {reason}; try cpu") from error
+
+
+def prepare_torch(options: argparse.Namespace) -> None:
+    """Sets what holds for the whole process that computes, before it loads."""
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
+    if options.deterministic:
+        # Read when cuBLAS starts. Where CUDA has no such kernel (cumsum), torch warns and goes on.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def load(arguments: argparse.Namespace) -> Denoiser:

@@ -1,5 +1,6 @@
 """Options of the engine, measured on the loaded teacher or read from where they were noted."""
 
+import argparse
 import dataclasses
 import json
 import logging
@@ -15,6 +16,7 @@ from masked_diffusion import checkpoints
 from masked_diffusion.families import Denoiser
 from teacher_server.autotune_trials import Arm, choose, step_time, take_turns
 from teacher_server.config import AutotuneConfig, EngineConfig
+from teacher_server.options import read_options
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +29,7 @@ _BASE_BUDGET = 1024
 
 
 def tuned(
-    denoiser: Denoiser,
-    engine_config: EngineConfig,
-    config: AutotuneConfig,
-    *,
-    revision: str | None,
-    given: frozenset[str],
+    denoiser: Denoiser, options: argparse.Namespace, *, revision: str | None
 ) -> tuple[EngineConfig, str | None]:
     """The engine's options, and the revision where it had to be known.
 
@@ -40,14 +37,15 @@ def tuned(
 
     Args:
         denoiser: What will be served.
-        engine_config: From the command line.
-        config: What to do.
+        options: Of the command line; those that were given there are left alone.
         revision: `weights_digest` of the denoiser; None computes it where it is needed.
-        given: Names of options on the command line, which are left alone.
 
     Raises:
         ValueError: there is no such file and nothing is to be measured, or it is no such JSON.
     """
+    engine_config = read_options(options, EngineConfig)
+    config = read_options(options, AutotuneConfig)
+    given = frozenset(options.given)
     if not (config.autotune or config.autotune_file):
         return engine_config, revision
     revision = revision or checkpoints.weights_digest(denoiser)

@@ -122,6 +122,9 @@ class ServerConfig:
     """After SIGTERM, live streams have this long to finish."""
     status_interval_s: float = 10.0
     """Seconds between status lines; 0 for none."""
+    engine_in_process: bool = False
+    """Run the engine in a thread beside the front instead of in a process of its own: less memory,
+    but the two wait for each other's Python."""
     exit_with_stdin: bool = False
     """Stop when standard input ends, so that a server started as a child never outlives it."""
 

@@ -8,18 +8,16 @@ from pathlib import Path
 
 import grpc
 
-from masked_diffusion import checkpoints
-from masked_diffusion.families import Denoiser
 from protos import codec, errors, parts, teacher_pb2_grpc
 from protos import teacher_pb2 as pb
 from protos.messages import TargetsMessage
-from teacher_server import head, names, requests, responses
+from teacher_server import names, requests, responses
 from teacher_server.call_record import CallRecord
 from teacher_server.config import EngineConfig, LimitsConfig
-from teacher_server.engine.engine import Engine
+from teacher_server.engine.host import EngineHost
 from teacher_server.engine.sequence import Outcome, Request
 from teacher_server.engine.stream import OutputStream
-from teacher_server.engine.values import dtype_name
+from teacher_server.facts import TeacherFacts
 from teacher_server.refusals import shown
 
 
@@ -28,32 +26,28 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
 
     def __init__(
         self,
-        denoiser: Denoiser,
-        engine: Engine,
+        facts: TeacherFacts,
+        engine: EngineHost,
         *,
-        revision: str,
         engine_config: EngineConfig,
         limits: LimitsConfig,
     ) -> None:
-        self._denoiser = denoiser
+        self._facts = facts
         self._engine = engine
-        self._revision = revision
         self._window_bytes = engine_config.stream_window_bytes
         self._limits = limits
-        self._dtype = dtype_name(denoiser.head_weight.dtype)
-        self._head_digest = checkpoints.head_digest(denoiser)
         self._parser = requests.RequestParser(
-            denoiser.info, limits, model_dtype=self._dtype, revision=revision
+            facts.info, limits, model_dtype=facts.dtype, revision=facts.revision
         )
 
     async def DescribeTeacher(
         self, request: pb.DescribeTeacherRequest, context: grpc.aio.ServicerContext
     ) -> pb.DescribeTeacherResponse:
-        info = self._denoiser.info
+        info = self._facts.info
         return pb.DescribeTeacherResponse(
             name=info.name,
             family=info.family,
-            revision=self._revision,
+            revision=self._facts.revision,
             tokenizer_fingerprint=info.tokenizer_fingerprint,
             vocab_size=info.vocab_size,
             padded_vocab_size=info.padded_vocab_size,
@@ -67,10 +61,10 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
             noise=names.value_of(names.NOISES, info.noise),
             uses_time=info.uses_time,
             hidden_size=info.hidden_size,
-            head_digest=self._head_digest,
+            head_digest=self._facts.head_digest,
             num_invalid_leading_positions=info.num_invalid_leading_positions,
             num_parameters=info.num_parameters,
-            dtype=names.value_of(names.DTYPES, self._dtype),
+            dtype=names.value_of(names.DTYPES, self._facts.dtype),
             encodings=list(names.ENCODINGS),
             algorithms=list(names.algorithms_for(info.noise)),
             captures=list(names.CAPTURES),
@@ -111,27 +105,35 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
     async def GetHead(
         self, request: pb.GetHeadRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.GetHeadResponse]:
-        if request.expected_digest not in ("", self._head_digest):
+        if request.expected_digest not in ("", self._facts.head_digest):
             await _abort(
                 context,
                 errors.HeadMismatchError(
                     f"expected_digest is {shown(request.expected_digest)}, served is "
-                    f"{self._head_digest}; fetch the head of the teacher that is served now",
+                    f"{self._facts.head_digest}; fetch the head of the teacher that is served now",
                     field="expected_digest",
                 ),
             )
-        spec = head.head_spec(self._denoiser, digest=self._head_digest)
-        chunks, offset = head.head_chunks(self._denoiser), 0
-        # In a thread: from a device, a copy takes its time.
-        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+        info = self._facts.info
+        spec = pb.HeadSpec(
+            digest=self._facts.head_digest,
+            dtype=names.value_of(names.DTYPES, self._facts.dtype),
+            vocab_size=info.vocab_size,
+            hidden_size=info.hidden_size,
+            has_bias=self._facts.has_head_bias,
+            logit_scale=1.0,
+        )
+        index = offset = 0
+        # In a thread: from a device, or from another process, a copy takes its time.
+        while (chunk := await asyncio.to_thread(self._engine.head_chunk, index)) is not None:
             yield pb.GetHeadResponse(
                 head=spec,
-                payload_bytes=head.head_num_bytes(self._denoiser),
+                payload_bytes=self._facts.num_head_bytes,
                 offset=offset,
                 data=chunk,
                 crc32c=parts.crc32c(chunk),
             )
-            offset += len(chunk)
+            index, offset = index + 1, offset + len(chunk)
 
     async def SwapWeights(
         self, request_iterator: object, context: grpc.aio.ServicerContext

@@ -13,9 +13,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 
-import torch
-
-from masked_diffusion import checkpoints
 from masked_diffusion.families import Denoiser
 from protos import channel, service
 
@@ -24,10 +21,15 @@ from grpc_health.v1 import health, health_pb2_grpc  # isort: skip
 from grpc_reflection.v1alpha import reflection  # isort: skip
 
 from teacher_server import autotune, inspect_command, status
-from teacher_server.arguments import load, parse_arguments
+from teacher_server.arguments import load, parse_arguments, prepare_torch
 from teacher_server.config import AutotuneConfig, EngineConfig, LimitsConfig, ServerConfig
 from teacher_server.engine.engine import Engine
+from teacher_server.engine.engine_group import EngineGroup
+from teacher_server.engine.host import EngineHost
+from teacher_server.engine.launch import LaunchedEngine, launch_engines
 from teacher_server.engine.model_runner import DenoiserLostError
+from teacher_server.engine.remote_engine import RemoteEngine
+from teacher_server.facts import facts_of
 from teacher_server.grpc_service import TeacherServicer
 from teacher_server.options import read_options
 from teacher_server.tensor_parallel import serve_in_ranks
@@ -49,7 +51,7 @@ class TeacherServer:
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        denoiser: Denoiser | LaunchedEngine,
         *,
         config: ServerConfig,
         engine_config: EngineConfig,
@@ -60,11 +62,11 @@ class TeacherServer:
         """Makes a server that does not listen yet.
 
         Args:
+            denoiser: What is served; or the engine that has it, in a process of its own.
             revision: `weights_digest` of the denoiser; None computes it.
             engine_class: Another way to schedule, to compare with.
         """
         self._config = config
-        self._denoiser = denoiser
         self._failed = False
         self._lock = threading.Lock()
         self._stopping = False
@@ -72,13 +74,21 @@ class TeacherServer:
         """The loop that serves; None before and after."""
         self._stop_requested = asyncio.Event()
         self.port = 0
-        if revision is None:
-            revision = checkpoints.weights_digest(denoiser)
-        self.engine = engine_class(
-            denoiser, engine_config, revision=revision, on_dead=self._on_engine_death
-        )
+        self.engine: EngineHost
+        if isinstance(denoiser, RemoteEngine | EngineGroup):
+            self._facts = denoiser.facts
+            denoiser.on_dead = self._on_engine_death
+            self.engine = denoiser
+        else:
+            self._facts = facts_of(denoiser, revision=revision)
+            self.engine = engine_class(
+                denoiser,
+                engine_config,
+                revision=self._facts.revision,
+                on_dead=self._on_engine_death,
+            )
         self._servicer = TeacherServicer(
-            denoiser, self.engine, revision=revision, engine_config=engine_config, limits=limits
+            self._facts, self.engine, engine_config=engine_config, limits=limits
         )
 
     async def serve(self, *, on_ready: "threading.Event | None" = None) -> bool:
@@ -165,7 +175,7 @@ class TeacherServer:
         self.request_stop()
 
     def _announce(self) -> None:
-        info = self._denoiser.info
+        info = self._facts.info
         address = f"{self._config.listen.rpartition(':')[0]}:{self.port}"
         logger.info(
             "ready address=%s model=%s family=%s num_params=%d vocab_size=%d mask_token_id=%d "
@@ -177,8 +187,8 @@ class TeacherServer:
             info.vocab_size,
             info.mask_token_id,
             info.max_length,
-            self._denoiser.head_weight.device,
-            self._denoiser.head_weight.dtype,
+            self._facts.device,
+            self._facts.dtype,
         )
         # The one line on standard output: whoever started us reads the address from it.
         print(f"teacher-server listening on {address}", flush=True)
@@ -227,9 +237,6 @@ async def _run(server: TeacherServer, config: ServerConfig) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the server until it is told to stop, or a subcommand; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # Every operation of the engine's thread takes the interpreter's lock anew: it must not wait
-    # 5 ms for it whenever the front is at work.
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     if list(arguments[:1]) == ["inspect"]:
         return inspect_command.main(arguments[1:])
     options = parse_arguments(arguments)
@@ -243,36 +250,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = read_options(options, ServerConfig)
         engine_config = read_options(options, EngineConfig)
         limits = read_options(options, LimitsConfig)
-        autotune_config = read_options(options, AutotuneConfig)
+        read_options(options, AutotuneConfig)
     except ValueError as error:
         print(f"teacher-server: {error}", file=sys.stderr)
         return EXIT_MISUSED
-    if options.num_threads:
-        torch.set_num_threads(options.num_threads)
-    if engine_config.deterministic:
-        # Read when cuBLAS starts. Where CUDA has no such kernel (cumsum), torch warns and goes on.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
 
-    def serve(denoiser: Denoiser, revision: str | None = None) -> bool:
-        tuned, revision = autotune.tuned(
-            denoiser, engine_config, autotune_config, revision=revision, given=options.given
-        )
+    def serve(
+        served: Denoiser | LaunchedEngine, tuned: EngineConfig, revision: str | None = None
+    ) -> bool:
         server = TeacherServer(
-            denoiser,
-            config=config,
-            engine_config=tuned,
-            limits=limits,
-            revision=revision,
+            served, config=config, engine_config=tuned, limits=limits, revision=revision
         )
         return asyncio.run(_run(server, config))
 
+    def serve_here(denoiser: Denoiser, revision: str | None = None) -> bool:
+        tuned, revision = autotune.tuned(denoiser, options, revision=revision)
+        return serve(denoiser, tuned, revision)
+
     try:
+        if not (options.tensor_parallel or config.engine_in_process):
+            launched = launch_engines(options, engine_config)
+            return 0 if serve(launched, engine_config) else EXIT_FAILED
+        # Every operation of the engine's thread takes the interpreter's lock anew: it must not
+        # wait 5 ms for it whenever the front is at work.
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        prepare_torch(options)
         if not options.tensor_parallel:
-            return 0 if serve(load(options)) else EXIT_FAILED
+            return 0 if serve_here(load(options)) else EXIT_FAILED
         ended_as_asked = serve_in_ranks(
             lambda: load(options),
-            serve,
+            serve_here,
             max_silence_s=_MAX_STEP_S + engine_config.health_interval_s + config.drain_timeout_s,
         )
         return 0 if ended_as_asked else EXIT_FAILED

@@ -8,7 +8,7 @@ from grpc_health.v1 import health, health_pb2
 
 from protos import teacher_pb2
 from teacher_server.engine.counters import EngineCounters
-from teacher_server.engine.engine import Engine
+from teacher_server.engine.host import EngineHost
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ SERVICE = teacher_pb2.DESCRIPTOR.services_by_name["TeacherService"].full_name
 _HEALTH_PERIOD_S = 0.5
 
 
-async def set_health(engine: Engine, servicer: health.aio.HealthServicer) -> None:
+async def set_health(engine: EngineHost, servicer: health.aio.HealthServicer) -> None:
     """Tells grpc.health.v1 how the engine is.
 
     The service is SERVING while a real forward succeeded recently and new work is admitted; the
@@ -28,14 +28,14 @@ async def set_health(engine: Engine, servicer: health.aio.HealthServicer) -> Non
     await servicer.set(SERVICE, statuses.SERVING if serving else statuses.NOT_SERVING)
 
 
-async def keep_health(engine: Engine, servicer: health.aio.HealthServicer) -> None:
+async def keep_health(engine: EngineHost, servicer: health.aio.HealthServicer) -> None:
     """Keeps grpc.health.v1 true until cancelled."""
     while True:
         await set_health(engine, servicer)
         await asyncio.sleep(_HEALTH_PERIOD_S)
 
 
-async def log_status(engine: Engine, *, interval_s: float) -> None:
+async def log_status(engine: EngineHost, *, interval_s: float) -> None:
     """Logs one line for each interval in which there was work, until cancelled."""
     before, before_s = engine.snapshot(), time.monotonic()
     while True:

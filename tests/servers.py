@@ -30,6 +30,7 @@ class RunningServer:
     @property
     def engine(self) -> Engine:
         """What decodes behind the server."""
+        assert isinstance(self.server.engine, Engine)
         return self.server.engine
 
     @property

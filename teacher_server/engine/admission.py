@@ -48,15 +48,11 @@ def load_of(request: Request) -> Load:
     """At this moment; rows that another one runs for cost nothing."""
     # A copy: the engine's thread takes rows out.
     rows = [row for row in list(request.rows) if row.leader is None]
-    steps = [max(1, row.num_steps - row.step) for row in rows]
     return Load(
         client_id=request.client_id,
         deadline_s=request.deadline_s,
-        num_tokens=sum(
-            row.length * row.forwards_per_step * num_steps
-            for row, num_steps in zip(rows, steps, strict=True)
-        ),
-        num_steps=max(steps, default=0),
+        num_tokens=sum(row.num_tokens_left for row in rows),
+        num_steps=max((max(1, row.num_steps - row.step) for row in rows), default=0),
     )
 
 

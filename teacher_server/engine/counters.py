@@ -1,6 +1,6 @@
 """Counts of what the engine did, read by anyone, written by the engine's thread alone."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from teacher_server.engine.sequence import Outcome
 
@@ -36,6 +36,15 @@ class EngineCounters:
     """Draws, and the next states."""
     busy_s: float = 0.0
     """Time in steps: forward, encoding, sampling."""
+
+    def add(self, other: "EngineCounters") -> None:
+        """Adds what another engine did."""
+        for field_ in fields(self):
+            if field_.name != "outcomes":
+                total = getattr(self, field_.name) + getattr(other, field_.name)
+                setattr(self, field_.name, total)
+        for outcome, count in other.outcomes.items():
+            self.outcomes[outcome] += count
 
     @property
     def tokens_per_s(self) -> float:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from masked_diffusion.families import Denoiser
 from protos import errors
+from teacher_server import head
 from teacher_server.config import EngineConfig
 from teacher_server.engine.admission import Pace, late_s, load_of
 from teacher_server.engine.batcher import next_batch
 from teacher_server.engine.counters import EngineCounters, EngineLoad
 from teacher_server.engine.fixed_shapes import fitting
 from teacher_server.engine.model_runner import DenoiserLostError, ModelRunner
-from teacher_server.engine.queue import AdmissionQueue
+from teacher_server.engine.queue import AdmissionQueue, bounded_hint_s, check_readers, retry_hint_s
 from teacher_server.engine.sequence import Outcome, Request, Row
 from teacher_server.engine.step import DenoisingStep, ForwardFailedError
 from teacher_server.engine.stream import StreamEnd
@@ -24,9 +25,6 @@ from teacher_server.engine.twins import Twins
 logger = logging.getLogger(__name__)
 
 _MAX_IDLE_WAIT_S = 0.5
-_DEFAULT_RETRY_AFTER_S = 1.0
-_MIN_RETRY_AFTER_S = 0.1
-_MAX_RETRY_AFTER_S = 30.0
 
 
 class Engine:
@@ -81,13 +79,7 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Admits a request and its rows, or raises the refusal; `close` must follow."""
-        pending = sum(request.stream.pending_bytes for request in list(self._open_requests))
-        if pending > self._config.max_pending_output_bytes:
-            raise errors.OverloadedError(
-                f"readers are behind by {pending} bytes, limit "
-                f"{self._config.max_pending_output_bytes}; retry later",
-                retry_after_s=_DEFAULT_RETRY_AFTER_S,
-            )
+        check_readers(list(self._open_requests), max_bytes=self._config.max_pending_output_bytes)
         self._refuse_late(request)
         self._queue.submit(request, retry_after_s=self._retry_after_s)
         self._open_requests.add(request)
@@ -104,7 +96,7 @@ class Engine:
             raise errors.OverloadedError(
                 f"deadlines would be missed by {over_s:.1f} s, of this request or of admitted "
                 "ones; retry later, or with a longer deadline",
-                retry_after_s=min(max(over_s, _MIN_RETRY_AFTER_S), _MAX_RETRY_AFTER_S),
+                retry_after_s=bounded_hint_s(over_s),
             )
 
     def close(self, request: Request) -> None:
@@ -143,6 +135,15 @@ class Engine:
             healthy=self._thread.is_alive()
             and self._proof_age_s() < self._config.health_interval_s,
         )
+
+    def head_chunk(self, index: int) -> bytes | None:
+        """A part of the head, None behind the last; see `head.head_chunk`."""
+        return head.head_chunk(self._runner.denoiser, index)
+
+    @property
+    def num_released_tokens(self) -> int:
+        """Tokens of all rows that have ended, since the start."""
+        return self._queue.num_released_tokens
 
     def snapshot(self) -> EngineCounters:
         """A copy of the counters."""
@@ -341,18 +342,11 @@ class Engine:
 
     def _backlog_s(self, rows: list[Row]) -> float:
         speed = self.counters.tokens_per_s
-        left = sum(
-            row.length * row.forwards_per_step * max(1, row.num_steps - row.step)
-            for row in rows
-            if row.leader is None
-        )
+        left = sum(row.num_tokens_left for row in rows if row.leader is None)
         return left / speed if speed else 0.0
 
     def _retry_after_s(self) -> float:
-        backlog_s = self._backlog_s(list(self._rows.values()))
-        if not backlog_s:
-            return _DEFAULT_RETRY_AFTER_S
-        return min(max(backlog_s / 2, _MIN_RETRY_AFTER_S), _MAX_RETRY_AFTER_S)
+        return retry_hint_s(self._backlog_s(list(self._rows.values())))
 
 
 def _has_room(row: Row) -> bool:

@@ -1,10 +1,34 @@
 """Where requests, and their ends, cross from the event loop into the engine's thread."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from protos import errors
 from teacher_server.engine.sequence import Request
+
+_DEFAULT_RETRY_AFTER_S = 1.0
+_MIN_RETRY_AFTER_S = 0.1
+_MAX_RETRY_AFTER_S = 30.0
+
+
+def bounded_hint_s(seconds: float) -> float:
+    """A retry hint of about so long."""
+    return min(max(seconds, _MIN_RETRY_AFTER_S), _MAX_RETRY_AFTER_S)
+
+
+def retry_hint_s(backlog_s: float) -> float:
+    """When to come back to an engine with so many seconds of work; 0 = nobody knows."""
+    return bounded_hint_s(backlog_s / 2) if backlog_s else _DEFAULT_RETRY_AFTER_S
+
+
+def check_readers(requests: Iterable[Request], *, max_bytes: int) -> None:
+    """Raises OverloadedError while the readers of these requests are too far behind."""
+    pending = sum(request.stream.pending_bytes for request in requests)
+    if pending > max_bytes:
+        raise errors.OverloadedError(
+            f"readers are behind by {pending} bytes, limit {max_bytes}; retry later",
+            retry_after_s=_DEFAULT_RETRY_AFTER_S,
+        )
 
 
 class AdmissionQueue:
@@ -20,6 +44,7 @@ class AdmissionQueue:
         self._incoming: list[Request] = []
         self._closed: list[Request] = []
         self._num_tokens = 0
+        self._num_released_tokens = 0
         self._woken = False
         self._draining = False
         self._failure: errors.TeacherError | None = None
@@ -28,6 +53,11 @@ class AdmissionQueue:
     def num_tokens(self) -> int:
         """Tokens of all admitted rows that have not ended."""
         return self._num_tokens
+
+    @property
+    def num_released_tokens(self) -> int:
+        """Tokens of all rows that have ended, since the start."""
+        return self._num_released_tokens
 
     @property
     def draining(self) -> bool:
@@ -67,6 +97,7 @@ class AdmissionQueue:
         """Gives the tokens of ended rows back."""
         with self._changed:
             self._num_tokens -= num_tokens
+            self._num_released_tokens += num_tokens
             self._changed.notify_all()
 
     def wake(self) -> None:

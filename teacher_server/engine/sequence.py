@@ -10,7 +10,7 @@ import torch
 
 from masked_diffusion.samplers import SamplerConfig
 from protos import errors
-from teacher_server.engine.stream import OutputStream
+from teacher_server.engine.stream import OutputWindow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +63,7 @@ class Request:
     capture: Capture
     sampler: SamplerConfig | None
     """None for a score."""
-    stream: OutputStream
+    stream: OutputWindow
     rows: list["Row"] = field(default_factory=list)
     """Rows that have not ended."""
     num_rows: int = 0
@@ -156,6 +156,11 @@ class Row:
         if self.clean_x_L is not None:
             return 2
         return 1 if self.request.sampler is None else self.request.sampler.forwards_per_step
+
+    @property
+    def num_tokens_left(self) -> int:
+        """Of all forwards to come, if no step is idle."""
+        return self.length * self.forwards_per_step * max(1, self.num_steps - self.step)
 
     @property
     def captures_now(self) -> bool:

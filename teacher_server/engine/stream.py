@@ -43,26 +43,25 @@ class StreamEnd:
 StreamItem = TargetsReady | TrajectoryDone | StreamEnd
 
 
-class OutputStream:
-    """Items of one request, written by the engine and read by one coroutine.
+class OutputWindow:
+    """Bytes of one request's targets that its reader has not taken yet; what the engine sees.
 
     The window is soft: the engine asks `has_room` before a row's step and may overshoot by the
     targets of one step, so nothing ever blocks the engine.
     """
 
-    def __init__(
-        self,
-        *,
-        loop: asyncio.AbstractEventLoop,
-        window_bytes: int,
-        on_room: Callable[[], None],
-    ) -> None:
-        self._loop = loop
+    def __init__(self, *, window_bytes: int, on_room: Callable[[], None]) -> None:
         self._window_bytes = window_bytes
         self._on_room = on_room
-        self._items: asyncio.Queue[StreamItem] = asyncio.Queue()
         self._lock = threading.Lock()
         self._pending_bytes = 0
+        self.on_release: Callable[[int], None] | None = None
+        """Hears of all bytes that the transport takes: an engine elsewhere counts them too."""
+
+    @property
+    def window_bytes(self) -> int:
+        """Bytes from which on rows wait for the reader."""
+        return self._window_bytes
 
     @property
     def pending_bytes(self) -> int:
@@ -79,15 +78,7 @@ class OutputStream:
         if isinstance(item, TargetsReady):
             with self._lock:
                 self._pending_bytes += len(item.payload)
-        self._loop.call_soon_threadsafe(self._items.put_nowait, item)
-
-    async def get(self) -> StreamItem:
-        """The next item; waits for it."""
-        return await self._items.get()
-
-    def get_ready(self) -> StreamItem | None:
-        """The next item if one is there."""
-        return None if self._items.empty() else self._items.get_nowait()
+        self._deliver(item)
 
     def release(self, num_bytes: int) -> None:
         """Tells that the transport took bytes; wakes the engine when that makes room."""
@@ -98,3 +89,34 @@ class OutputStream:
             makes_room = self.has_room and not had_room
         if makes_room:
             self._on_room()
+        if self.on_release is not None:
+            self.on_release(num_bytes)
+
+    def _deliver(self, item: StreamItem) -> None:
+        raise NotImplementedError
+
+
+class OutputStream(OutputWindow):
+    """Items of one request, written by the engine and read by one coroutine."""
+
+    def __init__(
+        self,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        window_bytes: int,
+        on_room: Callable[[], None],
+    ) -> None:
+        super().__init__(window_bytes=window_bytes, on_room=on_room)
+        self._loop = loop
+        self._items: asyncio.Queue[StreamItem] = asyncio.Queue()
+
+    async def get(self) -> StreamItem:
+        """The next item; waits for it."""
+        return await self._items.get()
+
+    def get_ready(self) -> StreamItem | None:
+        """The next item if one is there."""
+        return None if self._items.empty() else self._items.get_nowait()
+
+    def _deliver(self, item: StreamItem) -> None:
+        self._loop.call_soon_threadsafe(self._items.put_nowait, item)

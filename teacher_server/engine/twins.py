@@ -22,7 +22,7 @@ class Twins:
 
         A leader that has sent something is too far ahead: the twin would miss it.
         """
-        row.content = _content(row)
+        row.content = content_of(row)
         leader = self._leaders.get(row.content)
         if leader is None or leader.num_collected_steps > 0:
             self._leaders[row.content] = row
@@ -62,7 +62,7 @@ class Twins:
             self._leaders[source.content] = first
 
 
-def _content(row: Row) -> Hashable:
+def content_of(row: Row) -> Hashable:
     """All that a row's targets depend on, but for the revision, which is the engine's own."""
     request = row.request
     return (

@@ -77,6 +77,7 @@ class EngineRun:
 
     def next_item(self, request: Request) -> StreamItem:
         """Reads one item, and releases its bytes."""
+        assert isinstance(request.stream, OutputStream)
         item = asyncio.run_coroutine_threadsafe(request.stream.get(), self._loop).result(30)
         if isinstance(item, TargetsReady):
             request.stream.release(len(item.payload))

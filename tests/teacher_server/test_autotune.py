@@ -12,7 +12,7 @@ import torch
 from masked_diffusion.families import Denoiser
 from teacher_server import autotune
 from teacher_server.arguments import parse_arguments
-from teacher_server.config import AutotuneConfig, EngineConfig
+from teacher_server.config import EngineConfig
 
 NOTHING = frozenset[str]()
 
@@ -25,13 +25,10 @@ def _noted(path: Path, denoiser: Denoiser, **chosen: object) -> None:
 def _tuned(
     denoiser: Denoiser, path: Path, given: frozenset[str] = NOTHING, **config: object
 ) -> EngineConfig:
-    tuned, _ = autotune.tuned(
-        denoiser,
-        EngineConfig(max_batch_tokens=777),
-        AutotuneConfig(autotune_file=str(path), **config),  # type: ignore[arg-type]
-        revision="r",
-        given=given,
-    )
+    options = parse_arguments(["--model=unused"])
+    values = {"max_batch_tokens": 777, "autotune_file": str(path), "given": sorted(given)}
+    vars(options).update(values | config)
+    tuned, _ = autotune.tuned(denoiser, options, revision="r")
     return tuned
 
 
@@ -84,7 +81,7 @@ def test_a_file_that_is_missing_or_broken_is_refused(
 
 def test_options_are_known_to_be_given_even_with_their_default_value() -> None:
     options = parse_arguments(["--model=x", "--max-batch-tok=8192", "--num-threads", "0"])
-    assert options.given == {"model", "max_batch_tokens", "num_threads"}
+    assert options.given == ["max_batch_tokens", "model", "num_threads"]
 
 
 def test_a_server_measures_writes_the_file_and_then_listens(

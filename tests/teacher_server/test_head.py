@@ -6,9 +6,16 @@ import torch
 
 from masked_diffusion.families import Denoiser
 from protos import parts
-from protos import teacher_pb2 as pb
 from teacher_server import head
+from teacher_server.facts import facts_of
 from tests.teacher_server.denoisers import ControlledDenoiser
+
+
+def _chunks(denoiser: Denoiser) -> list[bytes]:
+    chunks: list[bytes] = []
+    while (chunk := head.head_chunk(denoiser, len(chunks))) is not None:
+        chunks.append(chunk)
+    return chunks
 
 
 class _Biased(ControlledDenoiser):
@@ -26,11 +33,11 @@ def test_chunks_are_the_real_rows_of_the_weight_and_then_the_bias(
     monkeypatch.setattr(parts, "MESSAGE_BYTES", message_bytes)
     denoiser = _Biased(tiny_denoiser)
     vocab_size, hidden_size = denoiser.info.vocab_size, denoiser.info.hidden_size
-    chunks = list(head.head_chunks(denoiser))
+    chunks = _chunks(denoiser)
     row_bytes = 4 * hidden_size
     assert all(len(chunk) <= max(message_bytes, row_bytes) for chunk in chunks[:-1])
     data = b"".join(chunks)
-    assert len(data) == head.head_num_bytes(denoiser)
+    assert len(data) == facts_of(denoiser, revision="r").num_head_bytes
     numbers = np.frombuffer(data, "<f4")
     size = vocab_size * hidden_size
     np.testing.assert_array_equal(
@@ -38,16 +45,14 @@ def test_chunks_are_the_real_rows_of_the_weight_and_then_the_bias(
         denoiser.head_weight[:vocab_size].detach().numpy(),
     )
     np.testing.assert_array_equal(numbers[size:], np.arange(vocab_size))
-    spec = head.head_spec(denoiser, digest="digest")
-    assert spec.has_bias
-    assert (spec.vocab_size, spec.hidden_size) == (vocab_size, hidden_size)
+    assert facts_of(denoiser, revision="r").has_head_bias
 
 
 def test_a_head_travels_in_the_denoisers_own_dtype(tiny_denoiser: Denoiser) -> None:
     denoiser = copy.deepcopy(tiny_denoiser).bfloat16()
-    assert head.head_spec(denoiser, digest="").dtype == pb.VALUE_DTYPE_BF16
-    data = b"".join(head.head_chunks(denoiser))
-    assert len(data) == head.head_num_bytes(denoiser)
+    assert facts_of(denoiser, revision="r").dtype == "bf16"
+    data = b"".join(_chunks(denoiser))
+    assert len(data) == facts_of(denoiser, revision="r").num_head_bytes
     bits = np.frombuffer(data, "<u2").astype(np.uint32) << 16
     vocab_size = denoiser.info.vocab_size
     own_VD = denoiser.head_weight[:vocab_size].detach().float().numpy()

@@ -165,14 +165,24 @@ def test_a_terminated_server_finishes_its_streams_refuses_others_and_exits_with_
 # The same program within this process: what it refuses before it serves.
 
 
-def _fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def _fails(capsys: pytest.CaptureFixture[str], *arguments: str, in_process: bool = True) -> str:
     """Runs it; expects code 1 and gives the one line of standard error."""
     capsys.readouterr()
+    if in_process:
+        # The same loading, without the seconds that a process takes to start.
+        arguments = (*arguments, "--engine-in-process")
     assert server_module.main(arguments) == server_module.EXIT_FAILED
     lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
     (line,) = [line for line in lines if line and "Loading weights" not in line]
     assert line.startswith("teacher-server: ")
     return line
+
+
+def test_an_engine_process_that_cannot_load_says_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = [_fails(capsys, "--model=./gone", in_process=alone) for alone in (True, False)]
+    assert lines[0] == lines[1]
 
 
 @pytest.mark.parametrize("model", ["no/such/folder/here", "./gone"])
@@ -292,6 +302,7 @@ def test_a_server_ends_where_standard_input_was_closed_before_it_served(
     with open(os.devnull) as nothing:
         monkeypatch.setattr(sys, "stdin", nothing)
         arguments = [f"--model={tiny_checkpoint}", "--listen=127.0.0.1:0", "--exit-with-stdin"]
+        arguments.append("--engine-in-process")
         assert server_module.main(arguments) == 0
     assert capsys.readouterr().out.startswith(READY + "127.0.0.1:")
 

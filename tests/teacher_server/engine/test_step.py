@@ -65,6 +65,7 @@ class _Bench:
         self.loop.run_until_complete(asyncio.sleep(0))
         targets: list[codec.StepTargets] = []
         done: list[TrajectoryDone] = []
+        assert isinstance(request.stream, OutputStream)
         while (item := request.stream.get_ready()) is not None:
             if isinstance(item, TargetsReady):
                 targets.append(codec.decode_targets(item.payload))
