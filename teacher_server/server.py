@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 
 from masked_diffusion.families import Denoiser
-from protos import channel, service
+from protos import channel, malloc, service
 
 import grpc  # isort: skip  (after protos.channel, which sets gRPC's environment)
 from grpc_health.v1 import health, health_pb2_grpc  # isort: skip
@@ -240,6 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if list(arguments[:1]) == ["inspect"]:
         return inspect_command.main(arguments[1:])
     options = parse_arguments(arguments)
+    malloc.keep_freed_memory()
     try:
         logging.basicConfig(
             level=os.environ.get("LOG_LEVEL", "INFO"),

@@ -14,7 +14,9 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 
+from masked_diffusion.families import Denoiser
 from protos import errors
 from teacher_server import autotune
 from teacher_server.arguments import load, prepare_torch
@@ -71,13 +73,19 @@ class EngineProcess:
         # Before the load: a front that is gone must be noticed whatever this process does.
         threading.Thread(target=self._read, daemon=True).start()
 
-    def run(self, options: argparse.Namespace) -> int:
+    def run(
+        self,
+        options: argparse.Namespace,
+        *,
+        engine_class: type[Engine],
+        load_denoiser: Callable[[argparse.Namespace], Denoiser],
+    ) -> int:
         """Loads, proves and serves until told to stop; the exit code."""
         try:
-            denoiser = load(options)
+            denoiser = load_denoiser(options)
             config, revision = autotune.tuned(denoiser, options, revision=None)
             facts = facts_of(denoiser, revision=revision)
-            self._engine = Engine(
+            self._engine = engine_class(
                 denoiser, config, revision=facts.revision, on_dead=self._on_engine_death
             )
             self._engine.start()
@@ -188,8 +196,17 @@ class EngineProcess:
         messages.send(self._connection, message)
 
 
-def main() -> None:
-    """Runs until the front says stop or is gone."""
+def main(
+    *,
+    engine_class: type[Engine] = Engine,
+    load_denoiser: Callable[[argparse.Namespace], Denoiser] = load,
+) -> None:
+    """Runs until the front says stop or is gone.
+
+    Args:
+        engine_class: Another way to schedule, to compare with.
+        load_denoiser: What is served, from the front's options.
+    """
     connection = socket.socket(fileno=int(sys.argv[1]))
     ring = RingWriter(int(sys.argv[2]))
     options = argparse.Namespace(**json.loads(sys.argv[3]))
@@ -204,7 +221,7 @@ def main() -> None:
     prepare_torch(options)
     process = EngineProcess(connection, ring)
     try:
-        code = process.run(options)
+        code = process.run(options, engine_class=engine_class, load_denoiser=load_denoiser)
     except (BrokenPipeError, ConnectionResetError):
         code = 1
     logging.shutdown()

@@ -95,9 +95,17 @@ class RemoteEngine:
 
     @classmethod
     def launch(
-        cls, options: argparse.Namespace, config: EngineConfig, *, ring_bytes: int = RING_BYTES
+        cls,
+        options: argparse.Namespace,
+        config: EngineConfig,
+        *,
+        ring_bytes: int = RING_BYTES,
+        module: str = "teacher_server.engine.engine_process",
     ) -> "RemoteEngine":
         """Starts the process and waits until it has loaded and proved the teacher.
+
+        Args:
+            module: What runs there, with the same arguments.
 
         Raises:
             ValueError: it could not; the message says why.
@@ -109,7 +117,7 @@ class RemoteEngine:
                 [
                     sys.executable,
                     "-m",
-                    "teacher_server.engine.engine_process",
+                    module,
                     str(theirs.fileno()),
                     str(ring_fd),
                     json.dumps(vars(options)),
