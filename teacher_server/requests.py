@@ -12,7 +12,7 @@ from protos import teacher_pb2 as pb
 from teacher_server import uniform_requests
 from teacher_server.config import LimitsConfig
 from teacher_server.engine.sequence import Capture, Request, Row
-from teacher_server.engine.stream import OutputStream
+from teacher_server.engine.stream import OutputWindow
 from teacher_server.refusals import check_count, check_name, invalid, shown
 from teacher_server.request_arrays import ArrayReader
 from teacher_server.request_specs import SpecReader
@@ -36,7 +36,7 @@ class RequestParser:
         self._specs = SpecReader(info, limits, model_dtype=model_dtype)
 
     def score(
-        self, message: pb.ScoreStatesRequest, stream: OutputStream, *, remaining_s: float | None
+        self, message: pb.ScoreStatesRequest, stream: OutputWindow, *, remaining_s: float | None
     ) -> Request:
         """Checks a request for one forward on each state."""
         self._check_context(message.context)
@@ -72,7 +72,7 @@ class RequestParser:
     def trajectories(
         self,
         message: pb.SampleTrajectoriesRequest,
-        stream: OutputStream,
+        stream: OutputWindow,
         *,
         remaining_s: float | None,
     ) -> Request:
@@ -114,7 +114,7 @@ class RequestParser:
         self,
         kind: Literal["score", "trajectory"],
         message: pb.ScoreStatesRequest | pb.SampleTrajectoriesRequest,
-        stream: OutputStream,
+        stream: OutputWindow,
         remaining_s: float | None,
     ) -> Request:
         limit_s = self._limits.max_deadline_s

@@ -19,7 +19,7 @@ from typing import TypedDict
 import numpy as np
 from matplotlib.figure import Figure
 
-from tests.bench import serving
+from tests.bench import serving_arms
 from tests.bench.burst_client import LENGTH, ROWS
 from tests.bench.processes import Child
 from tests.bench.serving_model import SIZES, ModelSize
@@ -100,7 +100,7 @@ def _under_load(size: ModelSize, *, window_s: float) -> tuple[list[float], list[
             "address": address,
             "vocab_size": size.vocab_size,
         }
-        stack.enter_context(serving.clients(address, size, is_original=True))
+        stack.enter_context(serving_arms.clients(address, size, is_original=True))
         time.sleep(window_s / 6)
         probes = []
         for what, num_threads, pause_s in (("score", _NUM_PROBES, 0.2), ("health", 2, 0.03)):
@@ -109,9 +109,9 @@ def _under_load(size: ModelSize, *, window_s: float) -> tuple[list[float], list[
             probes.append(stack.enter_context(child))
         for child in probes:
             assert child.first_line() == "asking"
-        before = serving.counters(server)
+        before = serving_arms.counters(server)
         time.sleep(window_s)
-        after = serving.counters(server)
+        after = serving_arms.counters(server)
         answers = [child.answer(timeout_s=_MAX_ATTEMPT_S)["times_ms"] for child in probes]
     steps = after["num_forwards"] - before["num_forwards"]
     return answers[0], answers[1], 1e3 * (after["busy_s"] - before["busy_s"]) / steps

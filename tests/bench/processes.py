@@ -48,10 +48,10 @@ class Child:
             self._process.communicate()
         self._errors.close()
 
-    def first_line(self) -> str:
-        """What it prints first, once it does."""
+    def first_line(self, *, timeout_s: float = _START_TIMEOUT_S) -> str:
+        """The next line that it prints, once it does."""
         assert self._process.stdout is not None
-        timer = threading.Timer(_START_TIMEOUT_S, self._process.kill)
+        timer = threading.Timer(timeout_s, self._process.kill)
         timer.start()
         try:
             line = self._process.stdout.readline().decode().strip()

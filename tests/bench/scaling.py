@@ -25,7 +25,7 @@ from typing import Any, TypedDict
 
 from matplotlib.figure import Figure
 
-from tests.bench import serving
+from tests.bench import serving_arms
 from tests.bench.processes import Child
 from tests.bench.scaling_client import ROWS
 from tests.bench.serving_model import SIZES, ModelSize
@@ -158,9 +158,9 @@ def _ask(client: Child, task: dict[str, Any]) -> list[float]:
 
 
 def _cost(server: Child, client: Child, task: dict[str, Any]) -> Cost:
-    before = serving.counters(server)
+    before = serving_arms.counters(server)
     _ask(client, {"task": "clients", **task})
-    after = serving.counters(server)
+    after = serving_arms.counters(server)
     rose = {
         name: after[name] - before[name] for name in after if isinstance(after[name], int | float)
     }
@@ -210,9 +210,9 @@ def _cohorts(size: ModelSize, *, num_rounds: int) -> dict[str, Cohort]:
 
 
 def _cohort(server: Child, client: Child, task: dict[str, Any]) -> Cohort:
-    before = serving.counters(server)
+    before = serving_arms.counters(server)
     step_s = statistics.median(_ask(client, task))
-    after = serving.counters(server)
+    after = serving_arms.counters(server)
     forwards = after["num_forwards"] - before["num_forwards"]
     rows = after["num_forward_rows"] - before["num_forward_rows"]
     tokens = after["num_forward_tokens"] - before["num_forward_tokens"]

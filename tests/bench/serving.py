@@ -3,27 +3,25 @@
 - `serving_efficiency`: tokens a second of asked-for rows through gRPC under a ragged open mix of
   eight clients, over what the bare model does with ideal batches of equal rows, head included for
   the same share of positions. Engine and bare loop have one core, front and clients the other.
-- `vs_request_batching`: against the same server with batches of whole requests that run to their
-  end together, same mix.
+- `vs_request_batching`: against the same server with batches of whole requests of one kind that run
+  to their end together in one padded tensor, same mix; `vs_lean_request_batching` where rows that
+  have ended leave the tensor.
 - `vs_in_process`: collected positions a second against the original scheme in the trainer's process
   (`baselines/original.py`), on P2 trajectories of equal length collected every few steps.
 """
 
-import contextlib
-import json
 import statistics
-import time
-from collections.abc import Iterator
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from matplotlib.figure import Figure
 
 from tests.bench.processes import Child
+from tests.bench.serving_arms import Arms, start_arms
 from tests.bench.serving_model import SIZES, ModelSize
 
-NUM_CLIENTS = 8
-_BATCH_TOKENS = (352, 704, 1408, 2816, 5632)
 _PARTS = ("forward", "head", "encode", "sample", "other in steps", "between steps")
+_BATCHINGS = ("step", "request", "lean request")
+_STEP_TOKENS = 1408
 
 
 class SizeResult(TypedDict):
@@ -31,6 +29,7 @@ class SizeResult(TypedDict):
 
     serving_efficiency: float
     vs_request_batching: float
+    vs_lean_request_batching: NotRequired[float]
     vs_in_process: float
     bare_tokens_per_s: float
     served_tokens_per_s: float
@@ -49,28 +48,66 @@ Result = dict[str, Any]
 
 
 def run(*, quick: bool) -> Result:
-    """Measures the demo's size; without `quick`, a 100 M model too, and longer."""
-    names = ["demo"] if quick else ["demo", "100m"]
-    sizes = {
-        name: measure(SIZES[name], window_s=4.0 if quick else 30.0, num_rounds=1 if quick else 3)
-        for name in names
-    }
-    largest = sizes[names[-1]]
+    """Measures the demo's size; without `quick`, a 100 M model and a step of Open-dCoder's too."""
+    if quick:
+        sizes = {"demo": measure(SIZES["demo"], num_rounds=1, **_QUICK)}
+        step = None
+    else:
+        sizes = {name: measure(SIZES[name], num_rounds=3, **plan) for name, plan in _FULL.items()}
+        step = step_efficiency(SIZES["open-dcoder-0.5b"], max_tokens=_STEP_TOKENS)
+    largest = list(sizes.values())[-1]
     return {
         "serving_efficiency": largest["serving_efficiency"],
         "vs_request_batching": largest["vs_request_batching"],
         "vs_in_process": largest["vs_in_process"],
         "sizes": sizes,
+        "open_dcoder_step": step,
     }
 
 
-def measure(size: ModelSize, *, window_s: float, num_rounds: int) -> SizeResult:
+class Plan(TypedDict):
+    """How long and at which sizes."""
+
+    window_s: float
+    max_batch_tokens: int
+    """Of every server's step."""
+    bare_tokens: tuple[int, ...]
+    """Sizes of the bare model's batch to search."""
+
+
+_QUICK: Plan = {"window_s": 5.0, "max_batch_tokens": 2816, "bare_tokens": (704, 2816)}
+_FULL: dict[str, Plan] = {
+    "demo": {
+        "window_s": 12.0,
+        "max_batch_tokens": 2816,
+        "bare_tokens": (352, 704, 1408, 2816, 5632, 8448),
+    },
+    "100m": {"window_s": 40.0, "max_batch_tokens": 1408, "bare_tokens": (704, 1408, 2816)},
+}
+
+
+def measure(
+    size: ModelSize,
+    *,
+    num_rounds: int,
+    window_s: float,
+    max_batch_tokens: int,
+    bare_tokens: tuple[int, ...],
+) -> SizeResult:
     """Measures one model, the arms after one another in each round."""
-    task = {"size": size.as_json(), "seconds": window_s / 4}
-    search = {"task": "bare", "batch_tokens": _BATCH_TOKENS, "head_share": 0.3}
-    speeds = _answer(task | search)["tokens_per_s"]
-    batch_tokens = int(max(speeds, key=lambda name: speeds[name]))
-    rounds = [_round(size, batch_tokens, window_s=window_s) for _ in range(num_rounds)]
+    batchings = _BATCHINGS if num_rounds > 1 else _BATCHINGS[:2]
+    with start_arms(size, batchings, max_batch_tokens=max_batch_tokens) as arms:
+        search = arms.bare(
+            task="bare",
+            batch_tokens=bare_tokens,
+            head_share=0.3,
+            seconds=window_s / 4 / len(bare_tokens),
+        )
+        speeds = search["tokens_per_s"]
+        best = int(max(speeds, key=lambda name: speeds[name]))
+        rounds = [
+            _round(arms, best, batchings=batchings, window_s=window_s) for _ in range(num_rounds)
+        ]
     return {
         name: statistics.median(one[name] for one in rounds)  # type: ignore[literal-required]
         if name != "share_of_time"
@@ -79,30 +116,41 @@ def measure(size: ModelSize, *, window_s: float, num_rounds: int) -> SizeResult:
     }  # type: ignore[return-value]
 
 
-def _round(size: ModelSize, batch_tokens: int, *, window_s: float) -> SizeResult:
-    step = _served(size, "step", batch_tokens, window_s=window_s)
-    whole = _served(size, "request", batch_tokens, window_s=window_s)
-    original = _served(size, "step", batch_tokens, window_s=window_s, is_original=True)
+def step_efficiency(size: ModelSize, *, max_tokens: int) -> dict[str, float]:
+    """One step of an engine against the bare model, for a model that is slow to serve here."""
+    with Child("tests.bench.serving_step", size.as_json() | {"max_tokens": max_tokens}) as child:
+        step: dict[str, float] = child.answer(timeout_s=1200.0)
+    served = step["tokens"] / step["seconds"]
+    return step | {
+        "step_efficiency": served / step["bare_tokens_per_s"],
+        "served_tokens_per_s": served,
+    }
+
+
+def _round(
+    arms: Arms, bare_tokens: int, *, batchings: tuple[str, ...], window_s: float
+) -> SizeResult:
+    counted = {name: arms.served(name, window_s=window_s) for name in batchings}
+    step, whole = counted["step"], counted["request"]
     head_share = step["num_head_positions"] / step["num_forward_tokens"]
-    task: dict[str, Any] = {"size": size.as_json(), "seconds": window_s}
-    bare = _answer(
-        task | {"task": "bare", "batch_tokens": [batch_tokens], "head_share": head_share}
+    bare = arms.bare(
+        task="bare", batch_tokens=[bare_tokens], head_share=head_share, seconds=window_s / 2
     )
-    in_process = _answer(task | {"task": "original"})
-    served = step["num_forward_tokens"] / step["seconds"]
-    by_request = whole["num_forward_tokens"] / whole["seconds"]
-    bare_speed = bare["tokens_per_s"][str(batch_tokens)]
+    original = arms.served("step", window_s=window_s / 2, is_original=True)
+    in_process = arms.bare(task="original", seconds=window_s / 2)
+    speeds = {name: rose["num_forward_tokens"] / rose["seconds"] for name, rose in counted.items()}
+    bare_speed = bare["tokens_per_s"][str(bare_tokens)]
     positions = original["num_target_positions"] / original["seconds"]
-    return {
-        "serving_efficiency": served / bare_speed,
-        "vs_request_batching": served / by_request,
+    result: SizeResult = {
+        "serving_efficiency": speeds["step"] / bare_speed,
+        "vs_request_batching": speeds["step"] / speeds["request"],
         "vs_in_process": positions / in_process["positions_per_s"],
         "bare_tokens_per_s": bare_speed,
-        "served_tokens_per_s": served,
-        "request_batching_tokens_per_s": by_request,
+        "served_tokens_per_s": speeds["step"],
+        "request_batching_tokens_per_s": speeds["request"],
         "served_positions_per_s": positions,
         "in_process_positions_per_s": in_process["positions_per_s"],
-        "batch_tokens": batch_tokens,
+        "batch_tokens": bare_tokens,
         "padding_fraction": 1 - step["num_forward_tokens"] / step["num_padded_tokens"],
         "request_batching_padding_fraction": 1
         - whole["num_forward_tokens"] / whole["num_padded_tokens"],
@@ -110,6 +158,9 @@ def _round(size: ModelSize, batch_tokens: int, *, window_s: float) -> SizeResult
         "head_positions_per_token": head_share,
         "share_of_time": _shares(step),
     }
+    if "lean request" in speeds:
+        result["vs_lean_request_batching"] = speeds["step"] / speeds["lean request"]
+    return result
 
 
 def _shares(counted: dict[str, float]) -> dict[str, float]:
@@ -117,60 +168,6 @@ def _shares(counted: dict[str, float]) -> dict[str, float]:
     named = [counted[f"{name}_s"] for name in _PARTS[:4]]
     values = [*named, counted["busy_s"] - sum(named), seconds - counted["busy_s"]]
     return {name: value / seconds for name, value in zip(_PARTS, values, strict=True)}
-
-
-def _served(
-    size: ModelSize,
-    batching: str,
-    batch_tokens: int,
-    *,
-    window_s: float,
-    is_original: bool = False,
-) -> dict[str, float]:
-    """What the server's counters rose by while all clients asked."""
-    options = {"size": size.as_json(), "batching": batching, "max_batch_tokens": batch_tokens}
-    with Child("tests.bench.serving_server", options) as server:
-        address = server.first_line().rpartition(" ")[2]
-        with clients(address, size, is_original=is_original):
-            time.sleep(window_s / 4)  # the first rounds of all clients come at once
-            before = counters(server)
-            time.sleep(window_s)
-            after = counters(server)
-    rose = {
-        name: after[name] - before[name] for name in after if isinstance(after[name], int | float)
-    }
-    return rose | {"seconds": rose["now_s"]}
-
-
-@contextlib.contextmanager
-def clients(address: str, size: ModelSize, *, is_original: bool) -> Iterator[None]:
-    """All clients ask during the block, each from a process of its own."""
-    with contextlib.ExitStack() as stack:
-        children = []
-        for seed in range(NUM_CLIENTS):
-            mix = {
-                "vocab_size": size.vocab_size,
-                "max_length": size.max_length,
-                "seed": seed,
-                "is_original": is_original,
-            }
-            child = Child("tests.bench.serving_client", {"address": address, "mix": mix})
-            children.append(stack.enter_context(child))
-        for child in children:
-            assert child.first_line() == "asking"
-        yield
-
-
-def counters(server: Child) -> dict[str, Any]:
-    """The totals of a `serving_server`, with its clocks."""
-    server.tell("counters")
-    totals: dict[str, Any] = json.loads(server.first_line())
-    return totals
-
-
-def _answer(options: dict[str, Any]) -> dict[str, Any]:
-    with Child("tests.bench.serving_bare", options) as child:
-        return child.answer(timeout_s=600.0)
 
 
 def table(result: Result) -> str:
@@ -183,6 +180,9 @@ def table(result: Result) -> str:
                 lines += [f"  time: {part:<16} {share:7.1%}" for part, share in value.items()]
             else:
                 lines.append(f"  {key:<34} {value:10.3f}")
+    if result["open_dcoder_step"]:
+        lines.append("open-dcoder-0.5b, one step:")
+        lines += [f"  {key:<34} {value:10.3f}" for key, value in result["open_dcoder_step"].items()]
     return "\n".join(lines)
 
 

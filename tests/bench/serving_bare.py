@@ -1,13 +1,15 @@
 """`python -m tests.bench.serving_bare JSON`: the model in a loop, on the core that an engine has.
 
-Prints JSON. `task` "bare": tokens per second on an ideal batch of equal rows, for each batch size.
-"original": collected positions per second of the scheme in `baselines/original.py`.
+The argument is a `ModelSize`. Reads tasks, a line of JSON each, and answers each with one.
+"bare": tokens a second on an ideal batch of equal rows, for each batch size. "original": collected
+positions a second of the scheme in `baselines/original.py`.
 """
 
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,50 +20,70 @@ from tests.bench import cores, serving_mix, serving_model
 from tests.bench.baselines import original
 
 # Where rows of 32 to 512 tokens have their mean attention a token: E[L^2] / E[L].
-_ROW_LENGTH = 352
+ROW_LENGTH = 352
 _HEAD_ELEMENTS = 16_777_216
 
 
 def main() -> None:
-    """Runs the task that the argument names."""
+    """Runs the tasks that it is given."""
     cores.pin(min)
     torch.set_num_threads(1)
-    options = json.loads(sys.argv[1])
-    size = serving_model.ModelSize(**options["size"])
+    size = serving_model.ModelSize(**json.loads(sys.argv[1]))
     denoiser = serving_model.build(size)
-    seconds = options["seconds"]
-    if options["task"] == "original":
-        mix = serving_mix.Mix(
-            vocab_size=size.vocab_size, max_length=size.max_length, seed=0, is_original=True
-        )
-        print(json.dumps(_original(denoiser, mix, seconds=seconds)))
-    else:
-        speeds = {
-            num_tokens: _bare(denoiser, num_tokens, options["head_share"], seconds=seconds)
-            for num_tokens in options["batch_tokens"]
-        }
-        print(json.dumps({"tokens_per_s": speeds}))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        task = json.loads(line)
+        print(json.dumps(_TASKS[task.pop("task")](denoiser, **task)), flush=True)
+
+
+def _bare(
+    denoiser: Denoiser, *, batch_tokens: list[int], head_share: float, seconds: float
+) -> dict[str, Any]:
+    speeds = {
+        num_tokens: speed(denoiser, num_tokens, head_share, seconds=seconds)
+        for num_tokens in batch_tokens
+    }
+    return {"tokens_per_s": speeds}
 
 
 @torch.inference_mode()
-def _bare(denoiser: Denoiser, num_tokens: int, head_share: float, *, seconds: float) -> float:
-    num_rows = max(1, num_tokens // _ROW_LENGTH)
-    x_BL = torch.randint(3, denoiser.info.vocab_size - 1, (num_rows, _ROW_LENGTH))
+def speed(
+    denoiser: Denoiser,
+    num_tokens: int,
+    head_share: float,
+    *,
+    seconds: float,
+    num_times: int = 3,
+) -> float:
+    """Tokens a second of equal rows, about so many tokens together: the median of these times.
+
+    Args:
+        head_share: Share of the positions that the head is applied to.
+        seconds: How long to go on.
+        num_times: How often at least; of several, the first one warms up.
+    """
+    num_rows = max(1, num_tokens // ROW_LENGTH)
+    x_BL = torch.randint(3, denoiser.info.vocab_size - 1, (num_rows, ROW_LENGTH))
     num_positions = round(head_share * x_BL.numel())
     num_at_once = max(1, _HEAD_ELEMENTS // denoiser.info.vocab_size)
     times: list[float] = []
     end_s = time.monotonic() + seconds
-    while len(times) < 3 or time.monotonic() < end_s:
+    while len(times) < num_times or time.monotonic() < end_s:
         started_s = time.monotonic()
         hidden_BLD = denoiser.hidden_states(x_BL)
         for hidden_MD in hidden_BLD.flatten(0, 1)[:num_positions].split(num_at_once):
             denoiser.logits(hidden_MD)
         times.append(time.monotonic() - started_s)
-    # The first one warms up.
-    return x_BL.numel() / float(np.median(times[1:]))
+    return x_BL.numel() / float(np.median(times[1:] or times))
 
 
-def _original(denoiser: Denoiser, mix: serving_mix.Mix, *, seconds: float) -> dict[str, float]:
+def _original(denoiser: Denoiser, *, seconds: float) -> dict[str, Any]:
+    mix = serving_mix.Mix(
+        vocab_size=denoiser.info.vocab_size,
+        max_length=denoiser.info.max_length,
+        seed=0,
+        is_original=True,
+    )
     num_positions = num_requests = 0
     started_s = time.monotonic()
     for request in _requests(mix):
@@ -89,6 +111,9 @@ def _requests(mix: serving_mix.Mix) -> Iterator[pb.SampleTrajectoriesRequest]:
         assert isinstance(request, pb.SampleTrajectoriesRequest)
         yield request
         index += 1
+
+
+_TASKS: dict[str, Callable[..., dict[str, Any]]] = {"bare": _bare, "original": _original}
 
 
 if __name__ == "__main__":
