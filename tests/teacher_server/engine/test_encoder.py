@@ -197,3 +197,27 @@ def test_a_dtype_has_its_wire_name(name: codec.ValueDtype, dtype: torch.dtype) -
 def test_a_dtype_that_targets_cannot_carry_is_refused() -> None:
     with pytest.raises(ValueError, match=r"torch\.float64.*--dtype float32"):
         values.dtype_name(torch.float64)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.7])
+def test_a_large_vocabulary_is_encoded_like_a_small_one_and_left_as_it_was(top_p: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits_MV = 3 * torch.randn(4, 3001, generator=generator)
+    logits_MV[2] = logits_MV[2].round()  # equals on the border of the top k
+    logits_MV[:, [MASK_ID, 3000]] = EXCLUDED_LOGIT
+    before_MV = logits_MV.clone()
+    distribution = _encode(logits_MV, top_k=20, top_p=top_p)
+    assert torch.equal(logits_MV, before_MV)
+    exact = _log_softmax(logits_MV.numpy())
+    for row, (ids, log_probs) in enumerate(_rows(distribution)):
+        order = np.lexsort((np.arange(3001), -exact[row]))[:20]
+        mass = np.exp(exact[row, order]).cumsum()
+        num_kept = min(20, int((mass < top_p).sum()) + 1)
+        np.testing.assert_array_equal(ids, np.sort(order[:num_kept]))
+        np.testing.assert_allclose(log_probs, exact[row, ids], atol=1e-5)
+        for index, temperature in enumerate(TEMPERATURES):
+            scaled = exact[row] / temperature
+            normalizer = np.logaddexp.reduce(scaled)
+            tail = np.logaddexp.reduce(np.delete(scaled, ids)) - normalizer
+            assert distribution.log_normalizers[index, row] == pytest.approx(normalizer, abs=1e-5)
+            assert distribution.tail_log_masses[index, row] == pytest.approx(tail, abs=2e-5)
