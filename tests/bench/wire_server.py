@@ -6,6 +6,7 @@ Prints JSON with the addresses, and serves until standard input ends: targets by
 
 import asyncio
 import json
+import os
 import socket
 import struct
 import sys
@@ -22,14 +23,15 @@ import grpc  # isort: skip  (after protos.channel, which sets gRPC's environment
 
 RAW_SERVICE = "bench.Raw"
 _NUM_BYTES = struct.Struct("<q")
-_MESSAGE = bytes(parts.MESSAGE_BYTES)
+# As no stream of targets says the same twice: more than the processor's caches hold.
+_MESSAGES = [os.urandom(parts.MESSAGE_BYTES) for _ in range(64)]
 
 
 async def _stream(request: bytes, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
     """As many messages of 1 MiB as the request says."""
     (num_bytes,) = _NUM_BYTES.unpack(request)
-    for _ in range(num_bytes // len(_MESSAGE)):
-        yield _MESSAGE
+    for index in range(num_bytes // parts.MESSAGE_BYTES):
+        yield _MESSAGES[index % len(_MESSAGES)]
 
 
 async def _cpu_time(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
@@ -53,8 +55,8 @@ def _serve_socket(listener: socket.socket) -> None:
     with connection:
         while request := connection.recv(_NUM_BYTES.size, socket.MSG_WAITALL):
             (num_bytes,) = _NUM_BYTES.unpack(request)
-            for _ in range(num_bytes // len(_MESSAGE)):
-                connection.sendall(_MESSAGE)
+            for index in range(num_bytes // parts.MESSAGE_BYTES):
+                connection.sendall(_MESSAGES[index % len(_MESSAGES)])
 
 
 async def _serve(targets: InstantTargets) -> None:
