@@ -150,15 +150,16 @@ def _fair_order(rows: Iterable[RowT], served_tokens: Mapping[str, float]) -> Ite
     by_client: dict[str, list[RowT]] = {}
     for row in rows:
         by_client.setdefault(row.client_id, []).append(row)
-    for client_rows in by_client.values():
-        # Stable: rows of one deadline stay in order of arrival. Reversed to pop from the end.
-        client_rows.sort(key=lambda row: row.deadline_s)
-        client_rows.reverse()
     heap = [(served_tokens.get(client, 0.0), client) for client in by_client]
     heapq.heapify(heap)
+    in_order: dict[str, list[RowT]] = {}
     while heap:
         served, client = heapq.heappop(heap)
-        row = by_client[client].pop()
+        if client not in in_order:  # of many clients, a batch comes to a few
+            # Stable: rows of one deadline stay in order of arrival. Reversed to pop from the end.
+            in_order[client] = sorted(by_client[client], key=lambda row: row.deadline_s)
+            in_order[client].reverse()
+        row = in_order[client].pop()
         yield row
-        if by_client[client]:
+        if in_order[client]:
             heapq.heappush(heap, (served + row.length * row.forwards_per_step, client))

@@ -11,7 +11,7 @@ from masked_diffusion.families import Denoiser
 from protos import errors
 from teacher_server import head
 from teacher_server.config import EngineConfig
-from teacher_server.engine.admission import Pace, late_s, load_of
+from teacher_server.engine.admission import Load, Pace, late_s, load_of
 from teacher_server.engine.batcher import next_batch
 from teacher_server.engine.counters import EngineCounters, EngineLoad
 from teacher_server.engine.fixed_shapes import fitting
@@ -64,6 +64,8 @@ class Engine:
         """Those whose streams are read; they outlive their rows while the reader is behind."""
         self._served_tokens: dict[str, float] = {}
         self._pace = Pace()
+        self._loads: dict[Request, Load] = {}
+        self._loads_at_forward = 0
         self._next_row = 0
         self._num_held_for = config.hold_until_rows
         self._idle_wait_s = min(_MAX_IDLE_WAIT_S, config.health_interval_s / 4)
@@ -80,14 +82,17 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Admits a request and its rows, or raises the refusal; `close` must follow."""
         check_readers(list(self._open_requests), max_bytes=self._config.max_pending_output_bytes)
+        # First what takes no time to find out: of a burst, most is refused here.
+        self._queue.check(request, retry_after_s=self._retry_after_s)
         self._refuse_late(request)
         self._queue.submit(request, retry_after_s=self._retry_after_s)
         self._open_requests.add(request)
+        self._loads[request] = load_of(request)
 
     def _refuse_late(self, request: Request) -> None:
         over_s = late_s(
             load_of(request),
-            map(load_of, list(self._open_requests)),
+            self._admitted_loads(),
             now_s=time.monotonic(),
             tokens_per_s=self._pace.tokens_per_s,
             max_batch_tokens=self._config.max_batch_tokens,
@@ -99,9 +104,17 @@ class Engine:
                 retry_after_s=bounded_hint_s(over_s),
             )
 
+    def _admitted_loads(self) -> list[Load]:
+        """What is left of each open request, taken once a forward: it changes no faster."""
+        if self._loads_at_forward != self.counters.num_forwards:
+            self._loads_at_forward = self.counters.num_forwards
+            self._loads = {request: load_of(request) for request in list(self._open_requests)}
+        return list(self._loads.values())
+
     def close(self, request: Request) -> None:
         """Tells that nobody reads the request's stream any more; frees the rows that are left."""
         self._open_requests.discard(request)
+        self._loads.pop(request, None)
         self._queue.close(request)
 
     def wake(self) -> None:

@@ -65,7 +65,15 @@ class AdmissionQueue:
         return self._draining
 
     def submit(self, request: Request, *, retry_after_s: Callable[[], float]) -> None:
-        """Admits a request.
+        """Admits a request, or raises as `check` does."""
+        with self._changed:
+            self.check(request, retry_after_s=retry_after_s)
+            self._num_tokens += request.num_tokens
+            self._incoming.append(request)
+            self._wake()
+
+    def check(self, request: Request, *, retry_after_s: Callable[[], float]) -> None:
+        """Raises what keeps a request out at this moment.
 
         Raises:
             DrainingError: the server is stopping.
@@ -83,9 +91,6 @@ class AdmissionQueue:
                     f"{request.num_tokens}, limit {self._max_tokens}; retry later",
                     retry_after_s=retry_after_s(),
                 )
-            self._num_tokens += request.num_tokens
-            self._incoming.append(request)
-            self._wake()
 
     def close(self, request: Request) -> None:
         """Asks the engine to drop what is left of a request; harmless when it has ended."""

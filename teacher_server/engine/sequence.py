@@ -116,6 +116,12 @@ class Row:
     """The row of the same content that runs for this one too."""
     twins: list["Row"] = field(default_factory=list, repr=False)
     """The rows that this one runs for too."""
+    length: int = field(init=False)
+    """Tokens of the sequence; never changes."""
+
+    def __post_init__(self) -> None:
+        # Asked for many times a step: a tensor takes long to tell it.
+        self.length = len(self.x_L)
 
     @property
     def readers(self) -> list["Row"]:
@@ -131,11 +137,6 @@ class Row:
         self.state_is_collected = other.state_is_collected
 
     @property
-    def length(self) -> int:
-        """Tokens of the sequence."""
-        return len(self.x_L)
-
-    @property
     def client_id(self) -> str:
         """Who asked for it."""
         return self.request.client_id
@@ -143,6 +144,8 @@ class Row:
     @property
     def deadline_s(self) -> float:
         """Monotonic time at which the first of its readers stops waiting."""
+        if not self.twins:  # nearly always, and asked for of every row at every step
+            return self.request.deadline_s
         return min(row.request.deadline_s for row in self.readers)
 
     @property
