@@ -85,9 +85,7 @@ def _server(size: serving_model.ModelSize, *, engine: str, config: dict[str, Any
 async def _serve(
     servers: Mapping[str, TeacherServer], ready: Mapping[str, threading.Event]
 ) -> None:
-    await asyncio.gather(
-        *(server.serve(on_ready=ready[name]) for name, server in servers.items())
-    )
+    await asyncio.gather(*(server.serve(on_ready=ready[name]) for name, server in servers.items()))
 
 
 def _answer(servers: Mapping[str, TeacherServer], ready: Mapping[str, threading.Event]) -> None:

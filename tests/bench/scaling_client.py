@@ -1,8 +1,9 @@
-"""`python -m tests.bench.scaling_client JSON`: clients of a server, each with its own connection.
+"""`python -m tests.bench.scaling_client JSON`: clients of servers, each with its own connection.
 
-Reads a JSON task a line from its standard input and prints one line of JSON when it is through:
+Reads a JSON task a line, with the `address` of its server, from its standard input and prints one
+line of JSON when it is through:
 
-- "clients": `num_clients` clients share `num_requests` requests, so many in flight each.
+- "clients": `num_clients` clients share `num_requests` requests, `num_in_flight` each at a time.
 - "ranks": `num_ranks` ranks ask once a step, at jittered moments, and meet after each step;
   prints `step_s`, from the moment that the last rank asked to the last answer.
 """
@@ -26,11 +27,9 @@ from tests.bench import cores
 import grpc  # isort: skip  (after protos.channel, which sets gRPC's environment)
 
 ROWS = 2
-IN_FLIGHT = 2
 _LENGTHS = (16, 48, 80, 112)
 _OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 _TARGETS = pb.TargetSpec(encoding=pb.ENCODING_HIDDEN, dtype=pb.VALUE_DTYPE_F16)
-COLLECT_EVERY_N_STEPS = 4
 Stub = teacher_pb2_grpc.TeacherServiceStub
 
 
@@ -51,13 +50,16 @@ async def clients(
     *,
     vocab_size: int,
     num_clients: int,
+    num_in_flight: int,
     num_requests: int,
     num_steps: int,
+    every_n_steps: int,
     length: int = 0,
 ) -> None:
     """Asks for trajectories until all are done.
 
     Args:
+        every_n_steps: steps from one capture to the next.
         length: of every row; 0 = a few lengths in turn, the same for any number of clients.
     """
     indices = iter(range(num_requests))
@@ -65,13 +67,19 @@ async def clients(
     async def ask(stub: Stub, client: int) -> None:
         for index in indices:
             async for _ in stub.SampleTrajectories(
-                _trajectories(index, client, vocab_size, num_steps, length)
+                _trajectories(
+                    index,
+                    client,
+                    states=_states(index, vocab_size, _lengths(index, length)),
+                    num_steps=num_steps,
+                    every_n_steps=every_n_steps,
+                )
             ):
                 pass
 
     async with _stubs(address, num_clients) as stubs:
         await asyncio.gather(
-            *(ask(stub, client) for client, stub in enumerate(stubs) for _ in range(IN_FLIGHT))
+            *(ask(stub, client) for client, stub in enumerate(stubs) for _ in range(num_in_flight))
         )
 
 
@@ -120,18 +128,23 @@ def _states(seed: int, vocab_size: int, lengths: Iterator[int]) -> pb.Sequences:
     )
 
 
+def _lengths(index: int, length: int) -> Iterator[int]:
+    if length:
+        return itertools.repeat(length)
+    return itertools.islice(itertools.cycle(_LENGTHS), index % len(_LENGTHS), None)
+
+
 def _trajectories(
-    index: int, client: int, vocab_size: int, num_steps: int, length: int
+    index: int, client: int, *, states: pb.Sequences, num_steps: int, every_n_steps: int
 ) -> pb.SampleTrajectoriesRequest:
-    lengths = itertools.islice(itertools.cycle(_LENGTHS), index % len(_LENGTHS), None)
     return pb.SampleTrajectoriesRequest(
         context=pb.RequestContext(client_id=f"client{client}"),
-        start_states=_states(index, vocab_size, itertools.repeat(length) if length else lengths),
-        seeds=[2 * index, 2 * index + 1],
+        start_states=states,
+        seeds=[ROWS * index + row for row in range(ROWS)],
         sampler=pb.SamplerSpec(
             algorithm=pb.ALGORITHM_P2, num_steps=num_steps, temperature=0.7, alg_temp=0.5
         ),
-        capture=pb.Capture(kind=pb.CAPTURE_KIND_EVERY_N, every_n_steps=COLLECT_EVERY_N_STEPS),
+        capture=pb.Capture(kind=pb.CAPTURE_KIND_EVERY_N, every_n_steps=every_n_steps),
         targets=_TARGETS,
     )
 

@@ -40,14 +40,23 @@ def test_latency_of_a_tiny_teacher_has_every_figure():
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_scaling_of_a_tiny_teacher_has_every_figure():
-    result = scaling.measure(SIZE, num_clients=(1, 4), num_steps=(4, 8), num_requests=8)
+    result = scaling.measure(
+        SIZE, num_clients=(1, 4), num_steps=(4, 8), num_requests=8, num_turns=2
+    )
     json.dumps(result)
     assert set(result["clients"]) == {"1", "4"} and set(result["steps"]) == {"4", "8"}
     for cost in (*result["clients"].values(), *result["steps"].values()):
-        assert cost["us_per_token"] > 0
-        assert cost["us_per_position"] > 0
+        assert 0 < cost["engine_us_per_token"] < cost["server_us_per_token"]
+        assert cost["engine_us_per_position"] * cost["positions_per_token"] == pytest.approx(
+            cost["engine_us_per_token"]
+        )
+    # The same requests, whoever asks.
+    assert (
+        result["clients"]["1"]["positions_per_token"]
+        == result["clients"]["4"]["positions_per_token"]
+    )
     assert result["cost_growth"] >= 1
-    assert result["cohort"]["never waits"]["rows_per_forward"] > 0
+    assert {len(turns) for turns in result["cohort"].values()} == {2}
     assert "cohort_fill_gain" in scaling.table(result)
     assert len(scaling.figure(result).axes) == 3
 
@@ -62,9 +71,10 @@ def test_growth_is_the_steepest_rise_and_falling_is_none():
 
 def _cost(value: float) -> scaling.Cost:
     return {
-        "us_per_token": value,
-        "us_per_position": 0.0,
-        "engine_us_per_token": 0.0,
+        "engine_us_per_token": value,
+        "engine_us_per_position": 0.0,
+        "server_us_per_token": 0.0,
+        "positions_per_token": 0.0,
         "rows_per_forward": 0.0,
     }
 
