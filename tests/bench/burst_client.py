@@ -1,6 +1,7 @@
-"""`python -m tests.bench.burst_client JSON`: many trajectories at once, each with a deadline.
+"""`python -m tests.bench.burst_client`: many trajectories at once, each with a deadline.
 
-Prints JSON: of each call its status, whether a refusal carried gRPC's retry hint, and milliseconds.
+Reads a JSON task a line from its standard input and prints JSON: of each call its status, whether a
+refusal carried gRPC's retry hint, and milliseconds.
 """
 
 import asyncio
@@ -18,6 +19,8 @@ from tests.bench import cores
 import grpc  # isort: skip  (after protos.channel, which sets gRPC's environment)
 
 NUM_CLIENTS = 8
+# So many steps that a queue in tokens admits many times what a step takes, and that a trajectory's
+# end is known long before it comes.
 ROWS, LENGTH, NUM_STEPS = 4, 64, 6
 _RETRY_HINT = "grpc-retry-pushback-ms"
 
@@ -76,10 +79,11 @@ async def _ask(
 
 
 def main() -> None:
-    """Runs the burst that the argument describes."""
+    """Runs the bursts that it is told of until its standard input ends."""
     cores.pin(max)
-    options = json.loads(sys.argv[1])
-    print(json.dumps({"calls": asyncio.run(burst(**options))}))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps({"calls": asyncio.run(burst(**json.loads(line)))}), flush=True)
 
 
 if __name__ == "__main__":

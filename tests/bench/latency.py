@@ -6,20 +6,24 @@
 - `health_p50_ms`, `health_p99_ms`: of grpc.health.v1 on a connection of its own, meanwhile.
 - A burst of ten times `max_queue_tokens`, half of it with a deadline shorter than a full queue
   takes: how much is refused (`refused_fraction`), with a retry hint (`refused_with_hint_fraction`)
-  and how fast (`refusal_p99_ms`); `admitted_deadline_misses` counts those that were neither refused
-  nor answered in full before their deadline.
+  and how fast (`refusal_p99_ms`, in mean steps of the same burst `refusal_p99_in_steps`);
+  `admitted_deadline_misses` counts those that were neither refused nor answered in full before
+  their deadline, beside `admitted_deadline_misses_by_size`, of the same bursts at an engine that
+  admits whatever fits its queue (`baselines/admission_by_size.py`), in turn.
 
 Engine and clients are pinned as in the serving bench: health and clients share the front's core.
 """
 
 import contextlib
+import json
 import time
-from typing import TypedDict
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from tests.bench import serving_arms
+from tests.bench import load_arms, serving_arms
 from tests.bench.burst_client import LENGTH, ROWS
 from tests.bench.processes import Child
 from tests.bench.serving_model import SIZES, ModelSize
@@ -28,6 +32,7 @@ _BATCH_TOKENS = 1408
 _BURST_FACTOR = 10
 _NUM_PROBES = 8
 _MAX_ATTEMPT_S = 120.0
+_OURS, _BY_SIZE = "step", "admission by size"
 
 
 class Result(TypedDict):
@@ -46,27 +51,36 @@ class Result(TypedDict):
     refused_fraction: float
     refused_with_hint_fraction: float
     refusal_p99_ms: float
+    refusal_p99_in_steps: float
     num_admitted: int
     admitted_deadline_misses: int
+    num_admitted_by_size: int
+    admitted_deadline_misses_by_size: int
     score_ms: list[float]
     health_ms: list[float]
 
 
 def run(*, quick: bool) -> Result:
     """Measures the demo's size."""
-    return measure(SIZES["demo"], window_s=8.0 if quick else 120.0, num_capacity=12)
+    return measure(
+        SIZES["demo"],
+        window_s=8.0 if quick else 120.0,
+        num_capacity=12,
+        num_bursts=1 if quick else 10,
+    )
 
 
-def measure(size: ModelSize, *, window_s: float, num_capacity: int) -> Result:
+def measure(size: ModelSize, *, window_s: float, num_capacity: int, num_bursts: int = 1) -> Result:
     """Measures one model.
 
     Args:
         num_capacity: requests of the burst that fill the queue.
+        num_bursts: of each way to admit.
     """
     score_ms, health_ms, step_ms = _under_load(size, window_s=window_s)
-    calls = _burst(size, num_capacity=num_capacity)
-    refused = [call for call in calls if call["status"] == "RESOURCE_EXHAUSTED"]
-    admitted = [call for call in calls if call["status"] != "RESOURCE_EXHAUSTED"]
+    bursts = _bursts(size, num_capacity=num_capacity, num_bursts=num_bursts)
+    ours, by_size = bursts[_OURS], bursts[_BY_SIZE]
+    refusal_p99_ms = float(np.percentile([call["time_ms"] for call in ours.refused], 99))
     p50_ms, p95_ms, p99_ms = np.percentile(score_ms, [50, 95, 99]).tolist()
     health_p50_ms, health_p99_ms = np.percentile(health_ms, [50, 99]).tolist()
     return {
@@ -79,12 +93,15 @@ def measure(size: ModelSize, *, window_s: float, num_capacity: int) -> Result:
         "health_p50_ms": health_p50_ms,
         "health_p99_ms": health_p99_ms,
         "num_health_checks": len(health_ms),
-        "num_burst_requests": len(calls),
-        "refused_fraction": len(refused) / len(calls),
-        "refused_with_hint_fraction": float(np.mean([call["has_hint"] for call in refused])),
-        "refusal_p99_ms": float(np.percentile([call["time_ms"] for call in refused], 99)),
-        "num_admitted": len(admitted),
-        "admitted_deadline_misses": sum(call["status"] != "OK" for call in admitted),
+        "num_burst_requests": len(ours.calls),
+        "refused_fraction": len(ours.refused) / len(ours.calls),
+        "refused_with_hint_fraction": float(np.mean([call["has_hint"] for call in ours.refused])),
+        "refusal_p99_ms": refusal_p99_ms,
+        "refusal_p99_in_steps": refusal_p99_ms / ours.step_ms,
+        "num_admitted": ours.num_admitted,
+        "admitted_deadline_misses": ours.num_misses,
+        "num_admitted_by_size": by_size.num_admitted,
+        "admitted_deadline_misses_by_size": by_size.num_misses,
         "score_ms": score_ms,
         "health_ms": health_ms,
     }
@@ -117,38 +134,68 @@ def _under_load(size: ModelSize, *, window_s: float) -> tuple[list[float], list[
     return answers[0], answers[1], 1e3 * (after["busy_s"] - before["busy_s"]) / steps
 
 
-def _burst(size: ModelSize, *, num_capacity: int) -> list[dict]:
-    options = {
-        "size": size.as_json(),
-        "batching": "step",
+@dataclass(frozen=True, kw_only=True)
+class _Burst:
+    calls: list[dict[str, Any]]
+    step_ms: float
+
+    @property
+    def refused(self) -> list[dict[str, Any]]:
+        return [call for call in self.calls if call["status"] == "RESOURCE_EXHAUSTED"]
+
+    @property
+    def num_admitted(self) -> int:
+        return len(self.calls) - len(self.refused)
+
+    @property
+    def num_misses(self) -> int:
+        return self.num_admitted - sum(call["status"] == "OK" for call in self.calls)
+
+
+def _bursts(size: ModelSize, *, num_capacity: int, num_bursts: int) -> dict[str, _Burst]:
+    """The same bursts at either way to admit, in turn."""
+    config = {
         "max_batch_tokens": _BATCH_TOKENS,
-        "engine": {"max_queue_tokens": num_capacity * ROWS * LENGTH},
+        "max_queue_tokens": num_capacity * ROWS * LENGTH,
     }
-    with Child("tests.bench.serving_server", options) as server:
-        ask = {
-            "address": server.first_line().rpartition(" ")[2],
-            "vocab_size": size.vocab_size,
-            "num_requests": num_capacity,
-            "timeouts_s": [_MAX_ATTEMPT_S],
-        }
-        # A full queue twice: the first warms up, and tells the engine its speed.
-        for _ in range(2):
-            full = _asked(ask)
-            assert all(call["status"] == "OK" for call in full)
-        full_s = max(call["time_ms"] for call in full) / 1e3
-        return _asked(
-            ask
-            | {
-                "num_requests": _BURST_FACTOR * num_capacity,
-                "timeouts_s": [4 * full_s, full_s / 2],
+    served = {arm: {"engine": arm, "config": config} for arm in (_OURS, _BY_SIZE)}
+    calls: dict[str, list[dict[str, Any]]] = {arm: [] for arm in served}
+    busy_s, num_forwards = dict.fromkeys(served, 0.0), dict.fromkeys(served, 0.0)
+    with (
+        load_arms.serve(size, served) as arms,
+        Child("tests.bench.burst_client", None) as client,
+    ):
+        assert client.first_line() == "ready"
+
+        def ask(arm: str, num_requests: int, timeouts_s: list[float]) -> list[dict[str, Any]]:
+            task = {
+                "address": arms.addresses[arm],
+                "vocab_size": size.vocab_size,
+                "num_requests": num_requests,
+                "timeouts_s": timeouts_s,
             }
-        )
+            client.tell(json.dumps(task))
+            answer: list[dict[str, Any]] = json.loads(client.first_line())["calls"]
+            return answer
 
-
-def _asked(options: dict) -> list[dict]:
-    with Child("tests.bench.burst_client", options) as client:
-        calls: list[dict] = client.answer(timeout_s=_MAX_ATTEMPT_S)["calls"]
-    return calls
+        full_s = []
+        for arm in served:
+            # A full queue twice: the first warms up, and tells the engine its speed.
+            for _ in range(2):
+                full = ask(arm, num_capacity, [_MAX_ATTEMPT_S])
+                assert all(call["status"] == "OK" for call in full)
+            full_s.append(max(call["time_ms"] for call in full) / 1e3)
+        timeouts_s = [4 * max(full_s), max(full_s) / 2]
+        for _ in range(num_bursts):
+            for arm in served:
+                with arms.counting(arm) as rose:
+                    calls[arm] += ask(arm, _BURST_FACTOR * num_capacity, timeouts_s)
+                busy_s[arm] += rose["busy_s"]
+                num_forwards[arm] += rose["num_forwards"]
+    return {
+        arm: _Burst(calls=calls[arm], step_ms=1e3 * busy_s[arm] / num_forwards[arm])
+        for arm in served
+    }
 
 
 def table(result: Result) -> str:
