@@ -20,8 +20,8 @@ import grpc  # isort: skip  (after protos.channel, which sets gRPC's environment
 
 NUM_CLIENTS = 8
 # So many steps that a queue in tokens admits many times what a step takes, and that a trajectory's
-# end is known long before it comes.
-ROWS, LENGTH, NUM_STEPS = 4, 64, 6
+# end is known long before it comes. Several rows: calls cost the one client a millisecond each.
+ROWS, LENGTH, NUM_STEPS = 8, 64, 6
 _RETRY_HINT = "grpc-retry-pushback-ms"
 
 

@@ -65,8 +65,8 @@ def run(*, quick: bool) -> Result:
     return measure(
         SIZES["demo"],
         window_s=8.0 if quick else 120.0,
-        num_capacity=12,
-        num_bursts=1 if quick else 10,
+        num_capacity=6,
+        num_bursts=2 if quick else 20,
     )
 
 

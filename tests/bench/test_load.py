@@ -32,7 +32,7 @@ def test_latency_of_a_tiny_teacher_has_every_figure():
     assert result["num_burst_requests"] == 40
     assert 0 < result["refused_fraction"] < 1
     assert result["refused_with_hint_fraction"] == 1
-    assert 1 <= result["num_admitted"] < result["num_admitted_by_size"] + 40
+    assert 1 <= result["num_admitted"] < 40 and 1 <= result["num_admitted_by_size"] < 40
     assert result["refusal_p99_in_steps"] > 0
     assert "p99_in_steps" in latency.table(result)
     assert len(latency.figure(result).axes) == 2
