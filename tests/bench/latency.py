@@ -175,7 +175,9 @@ def _bursts(size: ModelSize, *, num_capacity: int, num_bursts: int) -> dict[str,
                 "timeouts_s": timeouts_s,
             }
             client.tell(json.dumps(task))
-            answer: list[dict[str, Any]] = json.loads(client.first_line())["calls"]
+            answer: list[dict[str, Any]] = json.loads(client.first_line(timeout_s=_MAX_ATTEMPT_S))[
+                "calls"
+            ]
             return answer
 
         full_s = []

@@ -47,6 +47,7 @@ _SMALL = ModelSize(
 _NUM_RANKS = 8
 _RANK_LENGTH = 64
 _NUM_STEPS_OF_CLIENTS = 4
+_MAX_TASK_S = 600.0
 _ARMS = {
     "cost": {"engine": "step", "config": {"max_batch_tokens": 256}},
     "never waits": {"engine": "step", "config": {"max_batch_tokens": 8192}},
@@ -179,7 +180,7 @@ def _server_and_client(size: ModelSize) -> Iterator[tuple[LoadArms, Child]]:
 
 def _ask(client: Child, task: dict[str, Any]) -> list[float]:
     client.tell(json.dumps(task))
-    answer: list[float] = json.loads(client.first_line())["step_s"]
+    answer: list[float] = json.loads(client.first_line(timeout_s=_MAX_TASK_S))["step_s"]
     return answer
 
 
