@@ -91,7 +91,7 @@ class Result(TypedDict):
 def run(*, quick: bool) -> Result:
     """Measures a small model; without `quick` the demo's, all arms, three times."""
     if quick:
-        return measure(_SMALL, num_clients=(1, 8, 64), num_steps=(8, 128), num_requests=96)
+        return measure(_SMALL, num_clients=(1, 8, 64), num_steps=(8, 128), num_requests=64)
     return measure(
         SIZES["demo"],
         num_clients=(1, 2, 4, 8, 16, 32, 64),

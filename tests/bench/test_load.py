@@ -24,15 +24,15 @@ SIZE = ModelSize(
 def test_latency_of_a_tiny_teacher_has_every_figure():
     # Top-k 200 is asked for, of a vocabulary that has to have so many.
     size = ModelSize(**SIZE.as_json() | {"vocab_size": 256})
-    result = latency.measure(size, window_s=1.0, num_capacity=4)
+    result = latency.measure(size, window_s=1.0, num_capacity=3)
     json.dumps(result)
     assert result["num_scores"] > 0 and result["num_health_checks"] > 0
     assert 0 < result["p50_ms"] <= result["p95_ms"] <= result["p99_ms"]
     assert result["p99_in_steps"] == pytest.approx(result["p99_ms"] / result["step_ms"])
-    assert result["num_burst_requests"] == 40
+    assert result["num_burst_requests"] == 30
     assert 0 < result["refused_fraction"] < 1
     assert result["refused_with_hint_fraction"] == 1
-    assert 1 <= result["num_admitted"] < 40 and 1 <= result["num_admitted_by_size"] < 40
+    assert 1 <= result["num_admitted"] < 30 and 1 <= result["num_admitted_by_size"] < 30
     assert result["refusal_p99_in_steps"] > 0
     assert "p99_in_steps" in latency.table(result)
     assert len(latency.figure(result).axes) == 2
