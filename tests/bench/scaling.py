@@ -259,8 +259,7 @@ def table(result: Result) -> str:
         ]
     for arm, turns in result["cohort"].items():
         rows, step_ms = (
-            sorted(turn[name] for turn in turns)  # type: ignore[literal-required]
-            for name in ("rows_per_forward", "step_ms")
+            sorted(turn[name] for turn in turns) for name in ("rows_per_forward", "step_ms")
         )
         lines.append(
             f"{arm:<12} {statistics.median(rows):5.1f} rows/forward, step "
