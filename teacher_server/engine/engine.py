@@ -113,6 +113,8 @@ class Engine:
 
     def close(self, request: Request) -> None:
         """Tells that nobody reads the request's stream any more; frees the rows that are left."""
+        if request not in self._open_requests:
+            return  # it was refused, and its rows never came in
         self._open_requests.discard(request)
         self._loads.pop(request, None)
         self._queue.close(request)

@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 
 from tests.bench import load_arms, serving_arms
 from tests.bench.burst_client import LENGTH, ROWS
+from tests.bench.load_arms import LoadArms
 from tests.bench.processes import Child
 from tests.bench.serving_model import SIZES, ModelSize
 
@@ -79,8 +80,17 @@ def measure(size: ModelSize, *, window_s: float, num_capacity: int, num_bursts: 
         num_capacity: requests of the burst that fill the queue.
         num_bursts: of each way to admit.
     """
-    score_ms, health_ms, step_ms = _under_load(size, window_s=window_s)
-    bursts = _bursts(size, num_capacity=num_capacity, num_bursts=num_bursts)
+    options = {"size": size.as_json(), "batching": "step", "max_batch_tokens": _BATCH_TOKENS}
+    config = {"max_batch_tokens": _BATCH_TOKENS, "max_queue_tokens": num_capacity * ROWS * LENGTH}
+    # Both start at once: either takes seconds. Servers that nobody asks are idle.
+    with (
+        Child("tests.bench.serving_server", options) as server,
+        load_arms.serve(
+            size, {arm: {"engine": arm, "config": config} for arm in (_OURS, _BY_SIZE)}
+        ) as arms,
+    ):
+        score_ms, health_ms, step_ms = _under_load(server, size, window_s=window_s)
+        bursts = _bursts(arms, size, num_capacity=num_capacity, num_bursts=num_bursts)
     ours, by_size = bursts[_OURS], bursts[_BY_SIZE]
     refusal_p99_ms = float(np.percentile([call["time_ms"] for call in ours.refused], 99))
     p50_ms, p95_ms, p99_ms = np.percentile(score_ms, [50, 95, 99]).tolist()
@@ -109,11 +119,11 @@ def measure(size: ModelSize, *, window_s: float, num_capacity: int, num_bursts: 
     }
 
 
-def _under_load(size: ModelSize, *, window_s: float) -> tuple[list[float], list[float], float]:
+def _under_load(
+    server: Child, size: ModelSize, *, window_s: float
+) -> tuple[list[float], list[float], float]:
     """Milliseconds of each score, of each health check, and of a mean step."""
-    options = {"size": size.as_json(), "batching": "step", "max_batch_tokens": _BATCH_TOKENS}
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(Child("tests.bench.serving_server", options))
         address = server.first_line().rpartition(" ")[2]
         probe = {
             "address": address,
@@ -154,19 +164,13 @@ class _Burst:
         return self.num_admitted - sum(call["status"] == "OK" for call in self.calls)
 
 
-def _bursts(size: ModelSize, *, num_capacity: int, num_bursts: int) -> dict[str, _Burst]:
+def _bursts(
+    arms: LoadArms, size: ModelSize, *, num_capacity: int, num_bursts: int
+) -> dict[str, _Burst]:
     """The same bursts at either way to admit, in turn."""
-    config = {
-        "max_batch_tokens": _BATCH_TOKENS,
-        "max_queue_tokens": num_capacity * ROWS * LENGTH,
-    }
-    served = {arm: {"engine": arm, "config": config} for arm in (_OURS, _BY_SIZE)}
-    calls: dict[str, list[dict[str, Any]]] = {arm: [] for arm in served}
-    busy_s, num_forwards = dict.fromkeys(served, 0.0), dict.fromkeys(served, 0.0)
-    with (
-        load_arms.serve(size, served) as arms,
-        Child("tests.bench.burst_client", None) as client,
-    ):
+    calls: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms.addresses}
+    busy_s, num_forwards = dict.fromkeys(calls, 0.0), dict.fromkeys(calls, 0.0)
+    with Child("tests.bench.burst_client", None) as client:
         assert client.first_line() == "ready"
 
         def ask(arm: str, num_requests: int, timeouts_s: list[float]) -> list[dict[str, Any]]:
@@ -182,7 +186,7 @@ def _bursts(size: ModelSize, *, num_capacity: int, num_bursts: int) -> dict[str,
             ]
             return answer
 
-        for arm in served:
+        for arm in calls:
             # Warms up, and tells the engine its speed.
             ask(arm, 2, [_MAX_ATTEMPT_S])
         full = ask(_OURS, num_capacity, [_MAX_ATTEMPT_S])
@@ -190,14 +194,14 @@ def _bursts(size: ModelSize, *, num_capacity: int, num_bursts: int) -> dict[str,
         full_s = max(call["time_ms"] for call in full) / 1e3
         timeouts_s = [4 * full_s, full_s / 2]
         for _ in range(num_bursts):
-            for arm in served:
+            for arm in calls:
                 with arms.counting(arm) as rose:
                     calls[arm] += ask(arm, _BURST_FACTOR * num_capacity, timeouts_s)
                 busy_s[arm] += rose["busy_s"]
                 num_forwards[arm] += rose["num_forwards"]
     return {
         arm: _Burst(calls=calls[arm], step_ms=1e3 * busy_s[arm] / num_forwards[arm])
-        for arm in served
+        for arm in calls
     }
 
 

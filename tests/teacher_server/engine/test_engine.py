@@ -8,6 +8,7 @@ import pytest
 from masked_diffusion.families import Denoiser
 from protos import errors
 from protos import teacher_pb2 as pb
+from teacher_server.engine.engine import Engine
 from teacher_server.engine.model_runner import DenoiserLostError
 from teacher_server.engine.sequence import Request
 from teacher_server.engine.stream import StreamEnd, TargetsReady
@@ -502,4 +503,25 @@ def test_who_cannot_be_done_in_time_is_refused_with_a_hint_and_whoever_is_not_is
         denoiser.allow()
         assert run.read(patient)[2] is None
         run.read(held)
+        run.assert_nothing_is_left()
+
+
+def test_the_end_of_a_refused_request_ends_nothing_else(denoiser: ControlledDenoiser) -> None:
+    submitted: list[Request] = []
+
+    class Recording(Engine):
+        def submit(self, request: Request) -> None:
+            submitted.append(request)
+            super().submit(request)
+
+    with run_engine(denoiser, engine_class=Recording, max_queue_tokens=5 * LENGTH) as run:
+        held = _holding(denoiser, run)
+        with pytest.raises(errors.OverloadedError):
+            run.score(_states(denoiser, 6))
+        # An engine's process hears of both from the front.
+        run.engine.close(submitted[-1])
+        denoiser.allow()
+        run.read(held)
+        assert len(run.read(run.score(_states(denoiser, 1)))[0]) == 1
+        assert run.deaths == []
         run.assert_nothing_is_left()
