@@ -103,6 +103,7 @@ def _load(address: str, info: DenoiserInfo, *, num_clients: int) -> Iterator[Non
             while not stop.is_set():
                 _ask(stub, _other(info, random, client))
                 num_asked += 1
+                stop.wait(random.exponential(0.1))
         return num_asked
 
     with ThreadPoolExecutor(num_clients) as pool:

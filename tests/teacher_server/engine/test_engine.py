@@ -1,4 +1,3 @@
-import copy
 import time
 from collections.abc import Iterator
 
@@ -10,7 +9,7 @@ from protos import errors
 from protos import teacher_pb2 as pb
 from teacher_server.engine.model_runner import DenoiserLostError
 from teacher_server.engine.sequence import Request
-from teacher_server.engine.stream import StreamEnd, TargetsReady
+from teacher_server.engine.stream import StreamEnd
 from tests.teacher_server import calls
 from tests.teacher_server.calls import wait_until
 from tests.teacher_server.denoisers import ControlledDenoiser
