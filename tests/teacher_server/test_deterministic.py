@@ -37,7 +37,7 @@ def _states(info: DenoiserInfo, lengths: Sequence[int], *, seed: int = 0) -> lis
     ]
 
 
-def _sampler(algorithm: pb.Algorithm, num_steps: int = 4, **options: float) -> pb.SamplerSpec:
+def _sampler(algorithm: pb.Algorithm, num_steps: int = 3, **options: float) -> pb.SamplerSpec:
     return pb.SamplerSpec(algorithm=algorithm, num_steps=num_steps, temperature=0.8, **options)  # type: ignore[arg-type]
 
 
@@ -63,7 +63,9 @@ def _watched(info: DenoiserInfo) -> list[Ask]:
 
 def _other(info: DenoiserInfo, random: np.random.Generator, client: int) -> Ask:
     states = _states(
-        info, random.integers(4, 90, random.integers(1, 4)).tolist(), seed=random.integers(1 << 20)
+        info,
+        random.integers(4, 90, random.integers(1, 4)).tolist(),
+        seed=int(random.integers(1 << 20)),
     )
     targets = (HIDDEN, LOGITS, TOP_K)[random.integers(3)]
     if random.random() < 0.5:
@@ -139,22 +141,26 @@ def test_fifty_runs_under_load_a_replica_a_retry_and_a_resumed_stream_give_the_s
 ) -> None:
     info = tiny_denoiser.info
     watched = _watched(info)
-    with _process(tiny_checkpoint) as address, calls.connect(address) as stub:
-        replica = [_bytes(stub, request) for request in watched]
     with (
         servers.serve(tiny_denoiser, deterministic=True) as running,
         calls.connect(running.address) as stub,
+    ):
+        replica = [_bytes(stub, request) for request in watched]
+    with (
+        _process(tiny_checkpoint) as address,
+        calls.connect(address) as stub,
         ThreadPoolExecutor(len(watched)) as pool,
     ):
-        assert [_bytes(stub, request) for request in watched] == replica
-        with _load(running.address, info, num_clients=2):
+        before = stub.GetLoad(pb.GetLoadRequest())
+        with _load(address, info, num_clients=2):
             for _ in range(NUM_RUNS):
                 assert list(pool.map(lambda one: _bytes(stub, one), watched)) == replica
             _cancel(stub, watched[1])
             assert _bytes(stub, watched[1]) == replica[1]
             _assert_resumes_alike(stub, info)
-        counters = running.engine.snapshot()
-    assert counters.num_shared_forwards > NUM_RUNS
+        after = stub.GetLoad(pb.GetLoadRequest())
+    # Eight rows a run are ours; one more a run, at least, must have been others'.
+    assert after.num_admitted_rows - before.num_admitted_rows > 9 * NUM_RUNS
 
 
 def _cancel(stub: Stub, request: Ask) -> None:

@@ -86,8 +86,8 @@ class _Contagious(Qwen2):
         hidden_BLD = super().hidden_states(input_ids_BL, *others, **options)
         return hidden_BLD + 1e-3 * input_ids_BL.float().mean()
 
-    def logits(self, hidden_MD: Tensor, **options: Any) -> Tensor:
-        return super().logits(hidden_MD + hidden_MD[0], **options)
+    def logits(self, hidden: Tensor, *, suppress_mask_token: bool = True) -> Tensor:
+        return super().logits(hidden + hidden[0], suppress_mask_token=suppress_mask_token)
 
 
 def test_where_neighbours_matter_rows_and_positions_run_one_at_a_time(
