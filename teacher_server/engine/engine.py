@@ -75,8 +75,10 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Proves the denoiser with a real forward, then starts serving."""
+        """Proves the denoiser with a real forward, tests fixed shapes, then starts serving."""
         self._prove()
+        # Now and not when they are needed: no request waits for it, no deadline passes.
+        self._runner.prove_shapes()
         self._thread.start()
 
     def submit(self, request: Request) -> None:
@@ -247,11 +249,12 @@ class Engine:
         """Deterministic mode: the fairest row and those that run in the same shape."""
         if self._step.has_blocks:
             return [first]
-        assert self._runner.fixed is not None
-        shape_of = self._runner.fixed.shape_of
-        shape = shape_of(first.length)
-        alike = self._choose([row for row in ready if shape_of(row.length) == shape])
-        return fitting(alike, max_rows=shape.num_rows)
+        fixed = self._runner.fixed
+        assert fixed is not None
+        shape = fixed.shape_of(first.length)
+        alike = self._choose([row for row in ready if fixed.shape_of(row.length) == shape])
+        num_rows = sum(row.forwards_per_step for row in alike)
+        return fitting(alike, max_rows=fixed.num_at_once(shape, num_rows))
 
     def _is_held(self) -> bool:
         """Whether `hold_until_rows` keeps the batcher waiting; ends when so many rows are there."""

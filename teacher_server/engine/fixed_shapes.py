@@ -1,11 +1,12 @@
 """Forwards whose shapes never depend on load, so that a row's numbers do not either.
 
-A kernel sums in an order that its shapes choose. Here a row always runs in the same shape: as many
-rows and as many columns as its own length asks for, the rest filled up. What is left to show is
-that a row's place and its neighbours do not matter, which `is_row_independent` does.
+A kernel sums in an order that its shapes choose. Here a row has the numbers of itself alone, padded
+to the length of its bucket. It shares a forward with rows of its bucket only in numbers of rows
+that were tested: there every row had, bit for bit, what it has alone.
 """
 
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -18,14 +19,13 @@ from masked_diffusion.families import Denoiser
 logger = logging.getLogger(__name__)
 
 MIN_LENGTH = 32
-MAX_TOKENS = 2048
-"""Of a forward: larger ones gain little, and all that no row needs is computed in vain."""
+MAX_TOKENS = 512
+"""Of a forward of several rows. On a CPU larger ones were slower: they leave its cache."""
 
 
 class Shape(NamedTuple):
-    """Of the forwards that a row takes part in."""
+    """Of the forwards that a row takes part in, but for the number of rows."""
 
-    num_rows: int
     length: int
     is_full: bool
     """Every row has the length, so there is no attention mask, which chooses another kernel."""
@@ -35,29 +35,27 @@ class SizedRow(Protocol):
     """What is looked at in a row."""
 
     @property
-    def length(self) -> int: ...
-
-    @property
     def forwards_per_step(self) -> int: ...
 
 
 RowT = TypeVar("RowT", bound=SizedRow)
 
 
-def shape_of(length: int, *, max_length: int, max_tokens: int) -> Shape:
-    """The shape for a row: a power of two or 1.5 of one, at most the model's maximum.
+def shape_of(length: int, *, max_length: int) -> Shape:
+    """The shape for a row: its bucket is a quarter of a power of two apart from the next.
 
     Args:
-        max_tokens: Of a forward; a longer row runs alone.
+        max_length: Of the model; no bucket is longer.
     """
-    bucket, step = MIN_LENGTH, MIN_LENGTH // 2
+    bucket = MIN_LENGTH
     while bucket < length:
-        bucket += step
-        if bucket & (bucket - 1) == 0:
-            step = bucket // 2
+        bucket += _step(bucket)
     bucket = min(bucket, max(max_length, length))
-    num_rows = max(1, min(max_tokens, MAX_TOKENS) // bucket)
-    return Shape(num_rows=num_rows, length=bucket, is_full=length == bucket)
+    return Shape(length=bucket, is_full=length == bucket)
+
+
+def _step(bucket: int) -> int:
+    return 2 ** (bucket.bit_length() - 1) // 4
 
 
 def fitting(rows: Iterable[RowT], *, max_rows: int) -> list[RowT]:
@@ -73,19 +71,76 @@ def fitting(rows: Iterable[RowT], *, max_rows: int) -> list[RowT]:
 
 
 class FixedShapes:
-    """Runs rows of a denoiser in their shapes; one thread's."""
+    """Runs rows of a denoiser in their shapes; one thread's at a time."""
 
     def __init__(self, denoiser: Denoiser, *, max_tokens: int) -> None:
+        """Makes one that runs rows one at a time until `prove`.
+
+        Args:
+            max_tokens: Of a forward; a longer row runs alone.
+        """
         self._denoiser = denoiser
-        self._max_tokens = max_tokens
-        self._num_rows: dict[Shape, int] = {}
-        """By shape, once it was tested: rows of a forward, 1 where neighbours mattered."""
+        self._max_length = denoiser.info.max_length
+        self._max_tokens = min(max_tokens, MAX_TOKENS)
+        self._sizes: dict[Shape, list[int]] = {}
+        """Numbers of rows, ascending from 1, that a forward of a shape may have."""
 
     def shape_of(self, length: int) -> Shape:
         """Of a row."""
-        return shape_of(
-            length, max_length=self._denoiser.info.max_length, max_tokens=self._max_tokens
+        return shape_of(length, max_length=self._max_length)
+
+    def num_at_once(self, shape: Shape, num_rows: int) -> int:
+        """How many of so many rows the next forward takes."""
+        return max(size for size in self._sizes.get(shape, [1]) if size <= num_rows)
+
+    @torch.inference_mode()
+    def prove(self, *, seconds: float) -> None:
+        """Tests which shapes take several rows, short ones first; logs what came of it.
+
+        Which ones were tested changes the speed and no number: a replica with less time agrees.
+
+        Args:
+            seconds: No test begins after so long; shapes that are left run rows one at a time.
+        """
+        end_s = time.monotonic() + seconds
+        dependent, num_late = [], 0
+        for shape in self._shapes():
+            rows, alone = list[tuple[Tensor, float]](), list[Tensor]()
+            self._sizes[shape] = sizes = [1]
+            while 2 * sizes[-1] * shape.length <= self._max_tokens:
+                if time.monotonic() > end_s:
+                    num_late += 1
+                    break
+                size = 2 * sizes[-1]
+                rows += random_rows(self._denoiser, shape, size - len(rows), seed=size)
+                alone += [
+                    hidden for row in rows[len(alone) :] for hidden in self._run(shape, [row])
+                ]
+                # The order is another one at every size, so a row is at other places too.
+                together = self._run(shape, rows[::-1])
+                if not all(map(torch.equal, together, alone[::-1])):
+                    dependent.append(shape)
+                    break
+                sizes.append(size)
+        if dependent:
+            logger.warning("row_dependent shapes=%s: they run fewer rows at a time", dependent)
+        logger.info(
+            "fixed_shapes num=%d num_not_tested=%d seconds=%.1f",
+            len(self._sizes),
+            num_late,
+            time.monotonic() - end_s + seconds,
         )
+
+    def _shapes(self) -> list[Shape]:
+        """Those that could take two rows."""
+        longest = min(self._max_tokens // 2, self._max_length)
+        lengths = sorted({self.shape_of(length).length for length in range(1, longest + 1)})
+        return [
+            Shape(length, is_full)
+            for length in lengths
+            for is_full in (True, False)
+            if 2 * length <= self._max_tokens
+        ]
 
     def hidden_states(self, rows: Sequence[Tensor], *, times: Sequence[float]) -> list[Tensor]:
         """As `ModelRunner.hidden_states`, in as many forwards as the shapes take."""
@@ -94,77 +149,42 @@ class FixedShapes:
             by_shape.setdefault(self.shape_of(len(row)), []).append(index)
         hidden: dict[int, Tensor] = {}
         for shape, indices in by_shape.items():
-            tested = shape._replace(num_rows=self._rows_at_once(shape))
-            for start in range(0, len(indices), tested.num_rows):
-                part = indices[start : start + tested.num_rows]
-                parts = _run(
-                    self._denoiser,
-                    tested,
-                    [rows[index] for index in part],
-                    times=[times[index] for index in part],
-                )
+            start = 0
+            while start < len(indices):
+                part = indices[start : start + self.num_at_once(shape, len(indices) - start)]
+                parts = self._run(shape, [(rows[index], times[index]) for index in part])
                 hidden.update(zip(part, parts, strict=True))
+                start += len(part)
         return [hidden[index] for index in range(len(rows))]
 
-    def _rows_at_once(self, shape: Shape) -> int:
-        if shape not in self._num_rows:
-            is_independent = is_row_independent(self._denoiser, shape)
-            if not is_independent:
-                logger.warning(
-                    "row_dependent rows=%d length=%d full=%s: such rows run one at a time",
-                    *shape,
-                )
-            self._num_rows[shape] = shape.num_rows if is_independent else 1
-        return self._num_rows[shape]
-
-
-@torch.inference_mode()
-def is_row_independent(denoiser: Denoiser, shape: Shape) -> bool:
-    """Runs rows twice, in other places and among others; True where every bit is the same."""
-    if shape.num_rows == 1:
-        return True
-    generator = torch.Generator().manual_seed(0)
-
-    def some_rows(num_rows: int) -> list[Tensor]:
-        lengths = [shape.length] * num_rows
+    def _run(self, shape: Shape, rows: Sequence[tuple[Tensor, float]]) -> list[Tensor]:
+        """One forward of rows and their times; [L_b, D] of each."""
+        device = self._denoiser.device
+        x_BL = torch.stack([pad(row, (0, shape.length - len(row))) for row, _ in rows])
+        mask_BL = None
         if not shape.is_full:
-            lengths = torch.randint(1, shape.length, (num_rows,), generator=generator).tolist()
-        return [
-            torch.randint(denoiser.info.vocab_size, (length,), generator=generator)
-            for length in lengths
-        ]
-
-    rows, times = some_rows(shape.num_rows), torch.rand(shape.num_rows, generator=generator)
-    before = _run(denoiser, shape, rows, times=times.tolist())
-    # One place on, the second half among others; then the first half alone.
-    kept = (shape.num_rows + 1) // 2
-    others = some_rows(shape.num_rows - kept)
-    mixed = _run(
-        denoiser,
-        shape,
-        [*others, *rows[:kept]],
-        times=[*[0.5] * len(others), *times[:kept].tolist()],
-    )[len(others) :]
-    alone = _run(denoiser, shape, rows[1:2], times=times[1:2].tolist())
-    return all(map(torch.equal, before, mixed)) and torch.equal(before[1], alone[0])
+            lengths_B = torch.tensor([len(row) for row, _ in rows])
+            mask_BL = (torch.arange(shape.length) < lengths_B[:, None]).to(device)
+        hidden_BLD = self._denoiser.hidden_states(
+            x_BL.to(device),
+            mask_BL,
+            times_B=torch.tensor([t for _, t in rows], dtype=torch.float32, device=device),
+        )
+        return [hidden_LD[: len(row)] for (row, _), hidden_LD in zip(rows, hidden_BLD, strict=True)]
 
 
-def _run(
-    denoiser: Denoiser, shape: Shape, rows: Sequence[Tensor], *, times: Sequence[float]
-) -> list[Tensor]:
-    """One forward of exactly the shape; [L_b, D] of each row."""
-    device = denoiser.head_weight.device
-    num_missing = shape.num_rows - len(rows)
-    x_BL = torch.stack([pad(row, (0, shape.length - len(row))) for row in rows])
-    # Rows that nobody asked for: any valid id serves, and something must be attended to.
-    x_BL = pad(x_BL, (0, 0, 0, num_missing))
-    lengths_B = torch.tensor([len(row) for row in rows] + [1] * num_missing)
-    mask_BL = None
+def random_rows(
+    denoiser: Denoiser, shape: Shape, num_rows: int, *, seed: int
+) -> list[tuple[Tensor, float]]:
+    """Rows of a shape, [L_b] int64 each, and their times."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = [shape.length] * num_rows
     if not shape.is_full:
-        mask_BL = (torch.arange(shape.length) < lengths_B[:, None]).to(device)
-    hidden_BLD = denoiser.hidden_states(
-        x_BL.to(device),
-        mask_BL,
-        times_B=torch.tensor([*times, *[1.0] * num_missing], dtype=torch.float32, device=device),
-    )
-    return [hidden_LD[: len(row)] for row, hidden_LD in zip(rows, hidden_BLD, strict=False)]
+        lengths = torch.randint(1, shape.length, (num_rows,), generator=generator).tolist()
+    vocab_size = denoiser.info.vocab_size
+    return [
+        (torch.randint(vocab_size, (length,), generator=generator), t)
+        for length, t in zip(
+            lengths, torch.rand(num_rows, generator=generator).tolist(), strict=True
+        )
+    ]

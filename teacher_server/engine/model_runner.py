@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from masked_diffusion.families import EXCLUDED_LOGIT, Denoiser, padding_mask
+from teacher_server.engine.fixed_head import FixedHead
 from teacher_server.engine.fixed_shapes import FixedShapes
 
-FIXED_HEAD_POSITIONS = 64
-"""Positions of every chunk of the head with fixed shapes, where so many logits may be held."""
+PROOF_SECONDS = 10.0
+"""What the start may take for testing fixed shapes, the head's apart."""
 
 
 class DenoiserLostError(RuntimeError):
@@ -39,6 +39,7 @@ class ModelRunner:
         self.fixed = (
             None if max_fixed_tokens is None else FixedShapes(denoiser, max_tokens=max_fixed_tokens)
         )
+        self._fixed_head = None if max_fixed_tokens is None else FixedHead(denoiser)
         self.packs_rows = self.fixed is None and not pad_rows and denoiser.enable_ragged()
         """Whether rows of any length share a forward without padding."""
         self._max_head_elements = max_head_elements
@@ -46,6 +47,10 @@ class ModelRunner:
     @property
     def _device(self) -> torch.device:
         return self.denoiser.head_weight.device
+
+    @property
+    def _max_head_positions(self) -> int:
+        return max(1, self._max_head_elements // self.denoiser.info.vocab_size)
 
     @torch.inference_mode()
     def hidden_states(self, rows: Sequence[Tensor], *, times: Sequence[float]) -> list[Tensor]:
@@ -82,20 +87,27 @@ class ModelRunner:
         self, hidden_MD: Tensor, *, suppress_mask_token: bool = True
     ) -> Iterator[Tensor]:
         """Logits of positions, [chunk, V] float32 at a time, so that [M, V] is never whole."""
-        rows = max(1, self._max_head_elements // self.denoiser.info.vocab_size)
-        if self.fixed is not None:
-            rows = min(rows, FIXED_HEAD_POSITIONS)
-        for chunk in hidden_MD.split(rows):
-            num_missing = 0 if self.fixed is None else rows - len(chunk)
-            filled = pad(chunk, (0, 0, 0, num_missing)) if num_missing else chunk
-            logits = self.denoiser.logits(filled, suppress_mask_token=suppress_mask_token)
-            yield logits[: len(chunk)]
+        if self._fixed_head is not None:
+            yield from self._fixed_head.logits_chunks(
+                hidden_MD, suppress_mask_token=suppress_mask_token
+            )
+            return
+        for chunk in hidden_MD.split(self._max_head_positions):
+            yield self.denoiser.logits(chunk, suppress_mask_token=suppress_mask_token)
 
     def without_mask_token(self, logits_MV: Tensor) -> Tensor:
         """A copy in which the mask id is excluded."""
         excluded_MV = logits_MV.clone()
         excluded_MV[:, self.denoiser.info.mask_token_id] = EXCLUDED_LOGIT
         return excluded_MV
+
+    def prove_shapes(self) -> None:
+        """Tests fixed shapes, before any row runs; nothing without them."""
+        if self._fixed_head is not None:
+            self._fixed_head.prove(max_positions=self._max_head_positions)
+        # Block-causal rows run one at a time.
+        if self.fixed is not None and self.denoiser.info.attention != "block_causal":
+            self.fixed.prove(seconds=PROOF_SECONDS)
 
     def prove(self) -> None:
         """Runs the smallest real forward; raises whatever it raises."""

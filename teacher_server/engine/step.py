@@ -186,9 +186,10 @@ class DenoisingStep:
     def _num_computed_tokens(self, batch: Sequence[Row], num_rows: int, num_tokens: int) -> int:
         if self._runner.packs_rows:
             return num_tokens
-        if self._runner.fixed is not None and not self.has_blocks:
-            shape = self._runner.fixed.shape_of(batch[0].length)
-            return -(-num_rows // shape.num_rows) * shape.num_rows * shape.length
+        fixed = self._runner.fixed
+        if fixed is not None and (not self.has_blocks or batch[0].guidance_scale):
+            lengths = [(row.forwards_per_step, fixed.shape_of(row.length).length) for row in batch]
+            return sum(num_forwards * length for num_forwards, length in lengths)
         return num_rows * max(row.length for row in batch)
 
     def _finish(self, rows: Sequence[Row], hidden: Sequence[Tensor]) -> None:

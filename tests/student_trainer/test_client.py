@@ -39,7 +39,7 @@ EVERY_SECOND_STEP = wire.CaptureSpec(every_n_steps=2)
 
 @pytest.fixture(scope="module")
 def server(tiny_denoiser) -> Iterator[RunningServer]:
-    """One row a step, so that equal requests have bit-identical answers."""
+    """Equal requests have bit-identical answers."""
     with serve(tiny_denoiser, deterministic=True) as running:
         yield running
 
@@ -422,7 +422,8 @@ def test_time_that_the_reader_takes_is_not_held_against_the_teacher(server, stat
 def test_a_call_past_its_deadline_goes_on_in_another(controlled, states):
     retry = RetryPolicy(call_timeout_s=0.5, give_up_after_s=30.0)
     with (
-        serve(controlled, deterministic=True) as server,
+        # A batch holds one row at most.
+        serve(controlled, deterministic=True, max_batch_tokens=1) as server,
         TeacherClient(server.address, retry=retry) as client,
     ):
         client.describe()
