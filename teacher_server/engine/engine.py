@@ -48,6 +48,7 @@ class Engine:
             max_head_elements=config.max_head_elements,
             max_fixed_tokens=config.max_batch_tokens if config.deterministic else None,
             pad_rows=config.pad_rows,
+            compiles=config.compile,
         )
         self.counters = EngineCounters()
         self._step = DenoisingStep(
