@@ -46,8 +46,8 @@ class EngineConfig:
     stream_window_bytes: int = 8_388_608
     """Bytes of targets that one stream may hold before its rows wait for the reader."""
     max_head_elements: int = 16_777_216
-    """Elements of one chunk of logits, positions times vocabulary; bounds the head's memory. A chunk
-    has fewer where a small vocabulary is faster so."""
+    """Elements of one chunk of logits, positions times vocabulary; bounds the head's memory. Fewer
+    are taken where that is faster."""
     max_cache_bytes: int = 1_073_741_824
     """Bytes of keys and values that trajectories of a block-causal teacher may hold; rows beyond
     it compute their finished blocks again at every step. 0 caches nothing."""

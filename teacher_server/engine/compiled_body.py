@@ -36,13 +36,13 @@ class CompiledBody:
     """
 
     def __init__(self, denoiser: Denoiser, *, pads_to_buckets: bool | None = None) -> None:
-        """Compiles, which takes from seconds to minutes.
+        """Compiles nothing yet: each graph at its first use, or all of them in `warm_up`.
 
         Args:
             pads_to_buckets: None = on CUDA only.
 
         Raises:
-            ValueError: there is an `obstacle`, or the compiler fails.
+            ValueError: there is an `obstacle`.
         """
         reason = obstacle(denoiser)
         if reason is not None:
@@ -53,7 +53,6 @@ class CompiledBody:
         self._forward = torch.compile(
             denoiser.hidden_states, dynamic=True, mode="reduce-overhead" if on_cuda else None
         )
-        self._warm_up()
 
     def __call__(self, x_BL: Tensor, mask_BL: Tensor | None, *, times_B: Tensor) -> Tensor:
         """As `Denoiser.hidden_states`: [B, L, D], of the caller alone."""
@@ -78,8 +77,12 @@ class CompiledBody:
         return hidden_BLD[:num_rows, :length].clone()
 
     @torch.inference_mode()
-    def _warm_up(self) -> None:
-        """Compiles every graph, so that no request waits for it."""
+    def warm_up(self) -> None:
+        """Compiles every graph, so that no request waits for it: seconds to minutes.
+
+        Raises:
+            ValueError: the compiler fails.
+        """
         started_s = time.monotonic()
         device = self._denoiser.device
         length = min(_WARM_UP_LENGTH, self._denoiser.info.max_length)

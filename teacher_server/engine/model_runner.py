@@ -1,6 +1,6 @@
 """Runs the denoiser: rows of any length in, aligned hidden states out, the head where needed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -63,7 +63,10 @@ class ModelRunner:
         self.packs_rows = self.fixed is None and not pad_rows and denoiser.enable_ragged()
         """Whether rows of any length share a forward without padding."""
         self._max_head_elements = max_head_elements
-        self._body = CompiledBody(denoiser) if compiles else denoiser.hidden_states
+        self._body: CompiledBody | Callable[..., Tensor] = denoiser.hidden_states
+        if compiles:
+            self._body = CompiledBody(denoiser)
+            self._body.warm_up()
 
     @property
     def _device(self) -> torch.device:

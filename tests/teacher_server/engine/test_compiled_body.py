@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from masked_diffusion import checkpoints
-from masked_diffusion.families import Denoiser
+from masked_diffusion.families import Denoiser, padding_mask
 from teacher_server.config import EngineConfig
 from teacher_server.engine.compiled_body import CompiledBody, bucket_of, obstacle
 from teacher_server.engine.model_runner import ModelRunner
 from tests import tiny_models
+
+# Of torch itself, where it loads its compiler.
+pytestmark = pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
 
 
 def _one_layer(denoiser: Denoiser) -> Denoiser:
@@ -30,7 +33,7 @@ def test_without_a_compiler_it_is_said_what_to_do(
     tiny_denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
-    with pytest.raises(ValueError, match="there is no C\\+\\+ compiler .*; install one, or name"):
+    with pytest.raises(ValueError, match=r"there is no C\+\+ compiler .*; install one, or name"):
         ModelRunner(tiny_denoiser, max_head_elements=1000, compiles=True)
 
 
@@ -39,38 +42,44 @@ def test_it_is_refused_with_fixed_shapes() -> None:
         EngineConfig(compile=True, deterministic=True)
 
 
-# Of torch itself, where it loads its compiler.
-@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+def test_a_runner_pads_its_rows_and_sends_them_through_it(tiny_denoiser: Denoiser) -> None:
+    # Everything but the compiler.
+    with torch.compiler.set_stance("force_eager"):
+        runner = ModelRunner(tiny_denoiser, max_head_elements=1000, compiles=True)
+        assert not runner.packs_rows
+        rows = [torch.arange(length) for length in (5, 9, 3)]
+        hidden = runner.hidden_states(rows, times=[0.5] * 3)
+    plain = ModelRunner(tiny_denoiser, max_head_elements=1000, pad_rows=True)
+    for one, other in zip(hidden, plain.hidden_states(rows, times=[0.5] * 3), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_it_computes_what_the_plain_body_does_whatever_the_sizes(
+def test_one_graph_computes_what_the_plain_body_does_whatever_the_sizes(
     tiny_denoiser: Denoiser,
 ) -> None:
+    if obstacle(tiny_denoiser) is not None:
+        pytest.skip(str(obstacle(tiny_denoiser)))
     denoiser = _one_layer(tiny_denoiser)
-    if obstacle(denoiser) is not None:
-        pytest.skip(str(obstacle(denoiser)))
-    runner = ModelRunner(denoiser, max_head_elements=1000, compiles=True)
-    plain = ModelRunner(denoiser, max_head_elements=1000, pad_rows=True)
-    assert not runner.packs_rows
     generator = torch.Generator().manual_seed(0)
     num_graphs = _num_graphs()
-    for lengths in ([9], [17, 17], [3, 40, 12], [64, 5, 5, 30]):
-        rows = [
-            torch.randint(denoiser.info.vocab_size, (length,), generator=generator)
-            for length in lengths
-        ]
-        times = [0.5] * len(rows)
-        compiled, expected = (r.hidden_states(rows, times=times) for r in (runner, plain))
-        for one, other in zip(compiled, expected, strict=True):
-            # float32 rounding of values up to about 4, sums in another order.
-            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-    bucketed = CompiledBody(denoiser, pads_to_buckets=True)
-    x_BL = torch.randint(denoiser.info.vocab_size, (3, 40), generator=generator)
-    with torch.inference_mode():
-        hidden_BLD = bucketed(x_BL, None, times_B=torch.ones(3))
-        torch.testing.assert_close(hidden_BLD, denoiser.hidden_states(x_BL), atol=1e-5, rtol=1e-5)
-    # Nothing was compiled for a size of its own, but for a single row with a mask.
-    assert _num_graphs() <= num_graphs + 1
+    for pads_to_buckets in (True, False):
+        body = CompiledBody(denoiser, pads_to_buckets=pads_to_buckets)
+        for lengths in ([17, 16], [3, 40, 12], [64, 5, 5, 30]):
+            x_BL = torch.randint(
+                denoiser.info.vocab_size, (len(lengths), max(lengths)), generator=generator
+            )
+            mask_BL = padding_mask(torch.tensor(lengths), max(lengths))
+            with torch.inference_mode():
+                hidden_BLD = body(x_BL, mask_BL, times_B=torch.ones(len(lengths)))
+                expected_BLD = denoiser.hidden_states(x_BL, mask_BL)
+            assert hidden_BLD.shape == expected_BLD.shape
+            # float32 rounding of values up to about 4, summed in another order.
+            torch.testing.assert_close(
+                hidden_BLD[mask_BL], expected_BLD[mask_BL], atol=1e-5, rtol=1e-5
+            )
+    assert _num_graphs() == num_graphs + 1
 
 
 def _num_graphs() -> int:
