@@ -56,7 +56,7 @@ def test_a_runner_pads_its_rows_and_sends_them_through_it(tiny_denoiser: Denoise
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_one_graph_computes_what_the_plain_body_does_whatever_the_sizes(
+def test_few_graphs_compute_what_the_plain_body_does_whatever_the_sizes(
     tiny_denoiser: Denoiser,
 ) -> None:
     if obstacle(tiny_denoiser) is not None:
@@ -79,7 +79,8 @@ def test_one_graph_computes_what_the_plain_body_does_whatever_the_sizes(
             torch.testing.assert_close(
                 hidden_BLD[mask_BL], expected_BLD[mask_BL], atol=1e-5, rtol=1e-5
             )
-    assert _num_graphs() == num_graphs + 1
+    # One for each way of padding at most, none for a size.
+    assert 1 <= _num_graphs() - num_graphs <= 2
 
 
 def _num_graphs() -> int:
