@@ -26,7 +26,7 @@ _HEAD_ELEMENTS = (2**20, 2**22, 2**24)
 _WEIGHTS = {"max_batch_tokens": 3}
 """Of an option's share of the time, else 1: large batches take long."""
 _MIN_COMPILE_SECONDS = 120.0
-"""Of the whole time; compiling begins with less than half of it gone and cannot be stopped."""
+"""Of the whole time, for compiling to be tried: it takes from seconds to minutes."""
 _BASE_BUDGET = 1024
 """For options other than the budget."""
 

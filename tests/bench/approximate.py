@@ -41,7 +41,7 @@ def run(*, quick: bool) -> dict[str, Any]:
     models = {"python source": measure(denoiser, source_states(denoiser, num_rows=12))}
     if not quick:
         antibody = _antibody_denoiser()
-        models["AntiBERTy"] = measure(antibody, _antibody_states(antibody, num_rows=4))
+        models["AntiBERTy"] = measure(antibody, _antibody_states(antibody, num_rows=2))
     return {"models": models}
 
 
