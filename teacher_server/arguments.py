@@ -12,9 +12,13 @@ from masked_diffusion import checkpoints
 from masked_diffusion.families import Denoiser
 from masked_diffusion.quantization import QUANTIZATIONS
 from teacher_server.config import AutotuneConfig, EngineConfig, LimitsConfig, ServerConfig
+from teacher_server.engine.device_policy import float32_speedup
 from teacher_server.options import add_options
 
 logger = logging.getLogger(__name__)
+
+_SLOW_FORMAT = 1.2
+"""Time over that of float32 from which on it is told."""
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -56,6 +60,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         )
     if options.tensor_parallel and (options.autotune or options.autotune_file):
         parser.error("--autotune measures one process; leave it out with --tensor-parallel")
+    if options.tensor_parallel and options.compile:
+        parser.error("--compile compiles one process; leave it out with --tensor-parallel")
     if options.tensor_parallel and options.device != "auto":
         parser.error(
             f"--device must be auto with --tensor-parallel, got {options.device}: each rank takes "
@@ -177,5 +183,21 @@ def load(arguments: argparse.Namespace) -> Denoiser:
         tensor_parallel=arguments.tensor_parallel,
     )
     denoiser.eval().requires_grad_(False)
+    _warn_of_slow_format(denoiser)
     logger.info("loaded model=%s load_s=%.1f", arguments.model, time.monotonic() - started_s)
     return denoiser
+
+
+def _warn_of_slow_format(denoiser: Denoiser) -> None:
+    """Not changed by itself: other numbers are another revision."""
+    dtype = denoiser.head_weight.dtype
+    if denoiser.device.type != "cpu" or dtype == torch.float32:
+        return
+    speedup = float32_speedup(dtype)
+    if speedup > _SLOW_FORMAT:
+        logger.warning(
+            "slow_format dtype=%s: a linear layer takes %.1f times as long as in float32 on this "
+            "CPU; --dtype float32 is faster and needs more memory",
+            dtype,
+            speedup,
+        )

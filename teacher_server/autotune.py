@@ -16,14 +16,17 @@ from masked_diffusion import checkpoints
 from masked_diffusion.families import Denoiser
 from teacher_server.autotune_trials import Arm, choose, step_time, take_turns
 from teacher_server.config import AutotuneConfig, EngineConfig
+from teacher_server.engine import compiled_body
 from teacher_server.options import read_options
 
 logger = logging.getLogger(__name__)
 
 _BUDGETS = (1024, 2048, 4096, 8192, 16_384)
-_HEAD_ELEMENTS = (2**20, 2**22, 2**24, 2**26)
+_HEAD_ELEMENTS = (2**20, 2**22, 2**24)
 _WEIGHTS = {"max_batch_tokens": 3}
 """Of an option's share of the time, else 1: large batches take long."""
+_MIN_COMPILE_SECONDS = 120.0
+"""Of the whole time, for compiling to be tried: it takes from seconds to minutes."""
 _BASE_BUDGET = 1024
 """For options other than the budget."""
 
@@ -79,7 +82,7 @@ def measure(
     num_threads = torch.get_num_threads()
     candidates = {
         name: values
-        for name, values in _candidates(denoiser, engine_config).items()
+        for name, values in _candidates(denoiser, engine_config, seconds=seconds).items()
         if name not in given and len(values) > 1
     }
     chosen: dict[str, int | bool] = {}
@@ -104,16 +107,22 @@ def measure(
 
 
 def _candidates(
-    denoiser: Denoiser, engine_config: EngineConfig
+    denoiser: Denoiser, engine_config: EngineConfig, *, seconds: float
 ) -> Mapping[str, tuple[int | bool, ...]]:
     """Of each option, what is preferred first where speed does not differ."""
     num_cores = len(os.sched_getaffinity(0))
     can_pack = denoiser.info.attention != "block_causal" and denoiser.enable_ragged()
+    can_compile = (
+        seconds >= _MIN_COMPILE_SECONDS
+        and not (engine_config.deterministic or engine_config.compile)
+        and compiled_body.obstacle(denoiser) is None
+    )
     return {
         "num_threads": tuple(sorted({1, max(1, num_cores // 2), num_cores}))
         if denoiser.device.type == "cpu"
         else (),
         "pad_rows": (False, True) if can_pack and not engine_config.pad_rows else (),
+        "compile": (False, True) if can_compile else (),
         "max_batch_tokens": _BUDGETS,
         "max_head_elements": tuple(
             elements for elements in _HEAD_ELEMENTS if elements >= denoiser.info.vocab_size
@@ -177,6 +186,7 @@ def _read(
 _NUMBERS: Mapping[str, Callable[[Any], int | bool]] = {
     "num_threads": int,
     "pad_rows": bool,
+    "compile": bool,
     "max_batch_tokens": int,
     "max_head_elements": int,
 }

@@ -86,7 +86,10 @@ def step_time(denoiser: Denoiser, config: EngineConfig) -> tuple[float, int]:
     Rows of 32 to 512 tokens, half of them masked and decided; nothing is captured.
     """
     runner = ModelRunner(
-        denoiser, max_head_elements=config.max_head_elements, pad_rows=config.pad_rows
+        denoiser,
+        max_head_elements=config.max_head_elements,
+        pad_rows=config.pad_rows,
+        compiles=config.compile,
     )
     step = DenoisingStep(
         runner, EngineCounters(), revision="", max_cache_bytes=config.max_cache_bytes

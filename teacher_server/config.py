@@ -32,6 +32,9 @@ class EngineConfig:
     of other lengths wait for the next step."""
     pad_rows: bool = False
     """Pad batches even where the teacher can pack rows."""
+    compile: bool = False
+    """Run the body through torch.compile, with padded batches; on a GPU as CUDA graphs of bucket
+    shapes. Compiling takes from seconds to minutes before the server listens."""
     hold_until_rows: int = 0
     """For tests of exact batches: an engine without work waits until so many rows are there. 0
     waits for nothing."""
@@ -43,7 +46,8 @@ class EngineConfig:
     stream_window_bytes: int = 8_388_608
     """Bytes of targets that one stream may hold before its rows wait for the reader."""
     max_head_elements: int = 16_777_216
-    """Elements of one chunk of logits, positions times vocabulary; bounds the head's memory."""
+    """Elements of one chunk of logits, positions times vocabulary; bounds the head's memory. Fewer
+    are taken where that is faster."""
     max_cache_bytes: int = 1_073_741_824
     """Bytes of keys and values that trajectories of a block-causal teacher may hold; rows beyond
     it compute their finished blocks again at every step. 0 caches nothing."""
@@ -65,6 +69,11 @@ class EngineConfig:
             "health_interval_s",
         )
         _require_not_negative(self, "max_cache_bytes", "hold_until_rows")
+        if self.compile and self.deterministic:
+            raise ValueError(
+                "compile must be false with deterministic, got true: what a compiler makes of a "
+                "row may depend on the rows beside it"
+            )
         if not 0 <= self.max_padding_fraction < 1:
             raise ValueError(
                 f"max_padding_fraction must be in [0, 1), got {self.max_padding_fraction}"

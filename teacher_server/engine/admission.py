@@ -42,6 +42,8 @@ class Load:
     """Of all forwards to come."""
     num_steps: int = 1
     """Forwards that must follow each other."""
+    step_tokens: int = 0
+    """Of one forward of all its rows."""
 
 
 def load_of(request: Request) -> Load:
@@ -53,6 +55,7 @@ def load_of(request: Request) -> Load:
         deadline_s=request.deadline_s,
         num_tokens=sum(row.num_tokens_left for row in rows),
         num_steps=max((max(1, row.num_steps - row.step) for row in rows), default=0),
+        step_tokens=sum(row.length * row.forwards_per_step for row in rows),
     )
 
 
@@ -68,7 +71,7 @@ def late_s(
 
     A request ends, at the latest, when its client has had what that client asked for with no later
     deadline, and each other client as much or all that it asked for. Every step of a trajectory
-    also waits for a whole batch, once the waiting tokens fill one.
+    also waits for a whole batch, as large as all that is in flight makes it.
 
     Returns:
         0 where all is in time, where no speed is known, and where nothing else is to be done: a
@@ -79,9 +82,9 @@ def late_s(
         return 0.0
     after = [*others, new]
     left_s = np.array([load.deadline_s for load in after]) - now_s
+    batch = _batch_tokens(after, max_batch_tokens)
     if sum(load.num_tokens for load in after) * _MARGIN <= tokens_per_s * left_s.min() and (
-        max(load.num_steps for load in after) * max_batch_tokens * _MARGIN
-        <= tokens_per_s * left_s.min()
+        max(load.num_steps for load in after) * batch * _MARGIN <= tokens_per_s * left_s.min()
     ):
         return 0.0  # in any order
     before_s = _tokens_before_end(others, max_batch_tokens) / tokens_per_s
@@ -103,5 +106,13 @@ def _tokens_before_end(loads: Sequence[Load], max_batch_tokens: int) -> np.ndarr
     sums = np.concatenate([[0.0], np.cumsum(clients)])
     num_smaller = np.searchsorted(clients, own)
     shares = sums[num_smaller] + (len(clients) - num_smaller) * own
-    batch = min(max_batch_tokens, int(sums[-1]))
+    batch = _batch_tokens(loads, max_batch_tokens)
     return np.maximum(shares, np.array([load.num_steps for load in loads]) * float(batch)) + batch
+
+
+def _batch_tokens(loads: Sequence[Load], max_batch_tokens: int) -> int:
+    """Of the largest step that these make: few rows never fill the budget, however long they run.
+
+    A row longer than the budget runs alone; that step is taken for a full one.
+    """
+    return min(max_batch_tokens, sum(load.step_tokens for load in loads))

@@ -48,6 +48,7 @@ class Engine:
             max_head_elements=config.max_head_elements,
             max_fixed_tokens=config.max_batch_tokens if config.deterministic else None,
             pad_rows=config.pad_rows,
+            compiles=config.compile,
         )
         self.counters = EngineCounters()
         self._step = DenoisingStep(
@@ -297,7 +298,9 @@ class Engine:
                     self._proved_s = time.monotonic()
         seconds = time.monotonic() - started_s
         self.counters.busy_s += seconds
-        self._pace.add(num_tokens, seconds)
+        # What a small step takes tells nothing of a large one: they may take the same time.
+        if num_tokens * 2 >= self._config.max_batch_tokens:
+            self._pace.add(num_tokens, seconds)
 
     @contextlib.contextmanager
     def _failing(self, rows: list[Row], what: str) -> Iterator[None]:

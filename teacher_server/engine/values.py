@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from protos import codec
+from teacher_server.engine.device_policy import to_host
 
 TORCH_DTYPES: Mapping[codec.ValueDtype, torch.dtype] = {
     "f32": torch.float32,
@@ -31,6 +32,6 @@ def dtype_name(dtype: torch.dtype) -> codec.ValueDtype:
 
 def to_values(tensor: Tensor, dtype: codec.ValueDtype) -> codec.Values:
     """Copies a tensor to the CPU as wire numbers."""
-    converted = tensor.detach().to(TORCH_DTYPES[dtype]).cpu().contiguous()
+    converted = to_host(tensor.detach().to(TORCH_DTYPES[dtype])).contiguous()
     bits = converted.view(torch.uint16) if dtype == "bf16" else converted
     return codec.Values(dtype=dtype, data=bits.numpy())

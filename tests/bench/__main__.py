@@ -45,6 +45,7 @@ BENCHES: dict[str, str] = {
     "wire": "tests.bench.wire",
     "latency": "tests.bench.latency",
     "scaling": "tests.bench.scaling",
+    "approximate": "tests.bench.approximate",
 }
 
 

@@ -49,7 +49,7 @@ def test_an_unknown_bench_is_told_the_known_ones(capsys):
     assert command_line.main(["speed"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "unknown bench 'speed'; known: all, families, overhead, parity" in captured.err
+    assert "unknown bench 'speed'; known: all, approximate, families, latency, " in captured.err
 
 
 def test_a_child_that_fails_is_an_error_with_its_last_words():

@@ -45,6 +45,21 @@ def test_what_is_measured_is_chosen_from_what_was_tried_and_given_options_are_le
     assert autotune.table(arms, chosen).count("<- chosen") == 2
 
 
+def test_compiling_is_tried_where_there_is_time_and_a_compiler(
+    tiny_denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tried(config: EngineConfig, seconds: float) -> tuple[int | bool, ...]:
+        return autotune._candidates(tiny_denoiser, config, seconds=seconds)["compile"]
+
+    # A name that is certainly there: nothing is compiled here.
+    monkeypatch.setenv("CXX", sys.executable)
+    assert tried(EngineConfig(), 120) == (False, True)
+    assert tried(EngineConfig(), 119) == ()
+    assert tried(EngineConfig(deterministic=True), 120) == ()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert tried(EngineConfig(), 120) == ()
+
+
 def test_a_file_of_this_model_is_used_and_options_on_the_command_line_win(
     tiny_denoiser: Denoiser, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ POSITIVE = [
         "max_padding_fraction",
         "max_cache_bytes",
         "pad_rows",
+        "compile",
         "hold_until_rows",
         "deterministic",
     )

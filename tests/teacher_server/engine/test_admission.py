@@ -7,7 +7,13 @@ from teacher_server.engine.admission import Load, Pace, late_s
 def _load(
     num_tokens: int, *, client: str = "a", deadline_s: float = 10.0, num_steps: int = 1
 ) -> Load:
-    return Load(client_id=client, deadline_s=deadline_s, num_tokens=num_tokens, num_steps=num_steps)
+    return Load(
+        client_id=client,
+        deadline_s=deadline_s,
+        num_tokens=num_tokens,
+        num_steps=num_steps,
+        step_tokens=num_tokens // num_steps,
+    )
 
 
 def _late_s(new: Load, *admitted: Load, tokens_per_s: float = 100.0) -> float:
@@ -33,6 +39,16 @@ def test_a_long_trajectory_is_late_where_each_of_its_steps_waits_for_a_batch():
     heavy = _load(10**5, deadline_s=10**5)
     assert _late_s(_load(50, client="light", num_steps=10), heavy) == 0
     assert _late_s(_load(50, client="light", num_steps=20), heavy) > 0
+
+
+def test_a_trainer_with_requests_in_flight_is_let_in_where_the_device_has_the_time():
+    """Few rows of many steps make small batches, whatever the budget is."""
+    rows = _load(8 * 128 * 200, deadline_s=600.0, num_steps=200)
+    for num_ahead in range(1, 5):
+        ahead = [rows] * num_ahead
+        late = late_s(rows, ahead, now_s=0.0, tokens_per_s=3000.0, max_batch_tokens=8192)
+        assert late == 0, num_ahead
+    assert late_s(rows, [rows] * 9, now_s=0.0, tokens_per_s=3000.0, max_batch_tokens=8192) > 0
 
 
 def test_who_would_make_an_admitted_request_late_is_kept_out_but_a_lost_one_keeps_nobody_out():
