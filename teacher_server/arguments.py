@@ -58,6 +58,19 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             "--devices starts an engine process for each; leave it out with --tensor-parallel and "
             "--engine-in-process"
         )
+    for other in ("autotune", "autotune_file", "pad_rows"):
+        if options.deterministic and getattr(options, other):
+            parser.error(
+                f"--{other.replace('_', '-')} changes shapes that --deterministic fixes, so that "
+                "replicas would differ; leave one of them out"
+            )
+    if options.devices and (options.autotune or options.autotune_file):
+        parser.error(
+            "--autotune measures one engine, and several would disturb each other; tune with "
+            "--device first and give what it chose"
+        )
+    if options.devices and "device" in options.given:
+        parser.error("--devices is instead of --device; leave one of them out")
     if options.tensor_parallel and (options.autotune or options.autotune_file):
         parser.error("--autotune measures one process; leave it out with --tensor-parallel")
     if options.tensor_parallel and options.compile:

@@ -68,22 +68,23 @@ class EngineGroup:
             (index, merge.part(rows, on_end=functools.partial(self._forget, index, rows)))
             for index, rows in (rows_of or {0: []}).items()
         ]
-        self._parts[request] = []
         for submitted, (index, part) in enumerate(parts):
             try:
                 self._engines[index].submit(part)
             except errors.TeacherError:
                 merge.abandon()
-                self.close(request)
+                self._close_parts(parts[:submitted])
                 for other, _ in parts[submitted:]:
                     self._forget(other, rows_of.get(other, []))
                 raise
-            self._parts[request].append((index, part))
+        self._parts[request] = parts
+        # A part that failed before the others were known closed none of them.
+        if request.error is not None:
+            self._close_parts(parts)
 
     def close(self, request: Request) -> None:
         """Tells that nobody reads the request's stream any more; frees the rows that are left."""
-        for index, part in self._parts.pop(request, []):
-            self._engines[index].close(part)
+        self._close_parts(self._parts.pop(request, []))
 
     def wake(self) -> None:
         """Nothing: the engines hear of each release."""
@@ -125,6 +126,10 @@ class EngineGroup:
     def head_chunk(self, index: int) -> bytes | None:
         """A part of the head, None behind the last; blocks while it is fetched."""
         return self._engines[0].head_chunk(index)
+
+    def _close_parts(self, parts: Sequence[tuple[int, Request]]) -> None:
+        for index, part in parts:
+            self._engines[index].close(part)
 
     def _place(self, row: Row) -> int:
         content = row.content = content_of(row)
@@ -198,9 +203,10 @@ class _Merge:
         request = self._request
         with self._lock:
             self._num_left -= 1
+            is_last = self._num_left == 0
             is_first = item.error is not None and request.error is None
             request.error = request.error or item.error
-        if self._num_left == 0:
+        if is_last:
             request.num_forwards = sum(part.num_forwards for part in self._parts)
             request.num_target_positions = sum(part.num_target_positions for part in self._parts)
             request.stream.put(StreamEnd(request.error))

@@ -158,7 +158,9 @@ class RemoteEngine:
         try:
             self._queue.submit(request, retry_after_s=lambda: retry_hint_s(self._load.backlog_s))
         except errors.TeacherError:
-            del self._numbers[request], self._unended[number]
+            self._numbers.pop(request, None)
+            # The reader may have ended it already, as the engine died meanwhile.
+            self._unended.pop(number, None)
             raise
 
     def close(self, request: Request) -> None:
@@ -252,6 +254,11 @@ class RemoteEngine:
                 self._send_all(incoming, closed)
             except OSError:
                 # The reader learns of the end too, and tells everyone.
+                self._reader.join()
+                return
+            except Exception:
+                logger.exception("the engine cannot be told")
+                self._process.kill()
                 self._reader.join()
                 return
 
