@@ -1,6 +1,5 @@
 """Times the engine's own step under different options: arms take turns, medians are compared."""
 
-import asyncio
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from teacher_server.engine.counters import EngineCounters
 from teacher_server.engine.model_runner import ModelRunner
 from teacher_server.engine.sequence import Capture, Request, Row, TargetSpec
 from teacher_server.engine.step import DenoisingStep
-from teacher_server.engine.stream import OutputStream
+from teacher_server.engine.stream import OutputWindow
 
 TOLERANCE = 0.03
 """An earlier arm is taken where it is within this of the fastest."""
@@ -94,23 +93,16 @@ def step_time(denoiser: Denoiser, config: EngineConfig) -> tuple[float, int]:
     step = DenoisingStep(
         runner, EngineCounters(), revision="", max_cache_bytes=config.max_cache_bytes
     )
-    loop = asyncio.new_event_loop()
-    try:
-        stream = OutputStream(loop=loop, window_bytes=1, on_room=lambda: None)
-        rows = _rows(denoiser.info, config, stream, pads=not runner.packs_rows)
-        step.seek(rows)
-        started_s = time.perf_counter()
-        step.run(rows)
-        if denoiser.device.type == "cuda":
-            torch.cuda.synchronize(denoiser.device)
-        return time.perf_counter() - started_s, sum(row.length for row in rows)
-    finally:
-        loop.close()
+    rows = _rows(denoiser.info, config, pads=not runner.packs_rows)
+    step.seek(rows)
+    started_s = time.perf_counter()
+    step.run(rows)
+    if denoiser.device.type == "cuda":
+        torch.cuda.synchronize(denoiser.device)
+    return time.perf_counter() - started_s, sum(row.length for row in rows)
 
 
-def _rows(
-    info: DenoiserInfo, config: EngineConfig, stream: OutputStream, *, pads: bool
-) -> list[Row]:
+def _rows(info: DenoiserInfo, config: EngineConfig, *, pads: bool) -> list[Row]:
     request = Request(
         request_id="autotune",
         client_id="autotune",
@@ -123,7 +115,8 @@ def _rows(
             num_steps=8,
             temperature=0.7,
         ),
-        stream=stream,
+        # Nothing is captured, so nothing comes.
+        stream=OutputWindow(window_bytes=1, on_room=lambda: None),
     )
     generator = torch.Generator().manual_seed(0)
     rows: list[Row] = []

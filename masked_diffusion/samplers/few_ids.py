@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from masked_diffusion.samplers.inverse_cdf import invert_cdf
 from masked_diffusion.samplers.largest import Largest
 from masked_diffusion.samplers.vocabulary import MIN_PROBABILITY
 
@@ -20,32 +20,30 @@ class FewIdsSoftmax:
     kept: Largest
     masses_MN: Tensor
     """[M, N] float32: exp((logit - largest) / temperature); 0 at pads."""
-    cumulative_MN: Tensor
-    """[M, N] float64."""
+    total_M: Tensor
+    """[M] float64: what the masses add up to."""
 
     def probabilities(self, token_ids_M: Tensor) -> Tensor:
         """[M] float32, of ids that are kept."""
         # A pad has the last id too, but mass only where it is that id itself.
         is_token_MN = self.kept.ids_MN == token_ids_M[:, None]
         mass_M = self.masses_MN.where(is_token_MN, 0).sum(-1)
-        return (mass_M / self._total).float()
+        return (mass_M / self.total_M).float()
 
     def margins(self) -> Tensor:
         """[M] float32: the probabilities of the two likeliest ids, subtracted."""
         num_looked_at = min(2, self.masses_MN.shape[1])
-        largest_MK = self.masses_MN.topk(num_looked_at, dim=-1).values / self._total[:, None]
+        largest_MK = self.masses_MN.topk(num_looked_at, dim=-1).values / self.total_M[:, None]
         largest_MK = largest_MK.float()
         return largest_MK[:, 0] - largest_MK[:, 1:].sum(-1)
 
     def negative_entropies(self) -> Tensor:
         """[M] float32, in nats."""
-        p_MN = self.masses_MN / self._total[:, None]
+        p_MN = self.masses_MN / self.total_M[:, None]
         return (p_MN * p_MN.clamp_min(MIN_PROBABILITY).log()).cumsum(-1)[:, -1].float()
 
     def draw(self, uniforms_M: Tensor) -> Tensor:
         """Finds the first id, in the order of ids, at which the cumulative probability exceeds u.
-
-        An id of probability 0 is never returned, not even by rounding.
 
         Args:
             uniforms_M: [M] float64 in (0, 1).
@@ -53,17 +51,8 @@ class FewIdsSoftmax:
         Returns:
             [M] int64.
         """
-        # u * total stays below total for every float64 u < 1, so the search ends at an id with
-        # mass; the clamp is for masses that are not numbers.
-        target_M1 = (uniforms_M.double() * self._total)[:, None]
-        found_M1 = torch.searchsorted(self.cumulative_MN, target_M1, right=True)
-        place_M1 = found_M1.clamp_max(self.masses_MN.shape[1] - 1)
-        return self.kept.ids_MN.gather(1, place_M1)[:, 0]
-
-    @property
-    def _total(self) -> Tensor:
-        """[M] float64."""
-        return self.cumulative_MN[:, -1]
+        places_M = invert_cdf(self.masses_MN, uniforms_M)
+        return self.kept.ids_MN.gather(1, places_M[:, None])[:, 0]
 
 
 def few_ids_softmax(kept: Largest, *, temperature: float) -> FewIdsSoftmax:
@@ -74,6 +63,5 @@ def few_ids_softmax(kept: Largest, *, temperature: float) -> FewIdsSoftmax:
     """
     scaled_MN = kept.values_MN / temperature
     masses_MN = (scaled_MN - scaled_MN.amax(-1, keepdim=True)).exp_()
-    return FewIdsSoftmax(
-        kept=kept, masses_MN=masses_MN, cumulative_MN=masses_MN.double().cumsum(-1)
-    )
+    total_M = masses_MN.double().cumsum(-1)[:, -1]
+    return FewIdsSoftmax(kept=kept, masses_MN=masses_MN, total_M=total_M)

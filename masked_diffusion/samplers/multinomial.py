@@ -8,7 +8,8 @@ from masked_diffusion.families import EXCLUDED_LOGIT
 from masked_diffusion.samplers.base import RowBatch, Sampler
 from masked_diffusion.samplers.config import Confidence, SamplerConfig
 from masked_diffusion.samplers.draw import DecidedPositions
-from masked_diffusion.samplers.tokens import TokenSamples, filter_logits, invert_cdf
+from masked_diffusion.samplers.inverse_cdf import invert_cdf
+from masked_diffusion.samplers.tokens import TokenSamples, filter_logits
 
 
 class Multinomial(Sampler):

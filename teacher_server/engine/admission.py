@@ -55,7 +55,7 @@ def load_of(request: Request) -> Load:
         deadline_s=request.deadline_s,
         num_tokens=sum(row.num_tokens_left for row in rows),
         num_steps=max((max(1, row.num_steps - row.step) for row in rows), default=0),
-        step_tokens=sum(row.length * row.forwards_per_step for row in rows),
+        step_tokens=sum(row.step_tokens for row in rows),
     )
 
 

@@ -276,9 +276,9 @@ class Engine:
 
     def _run_step(self, batch: list[Row]) -> None:
         started_s = time.monotonic()
-        num_tokens = sum(row.length * row.forwards_per_step for row in batch)
+        num_tokens = sum(row.step_tokens for row in batch)
         for row in batch:
-            self._served_tokens[row.request.client_id] += row.length * row.forwards_per_step
+            self._served_tokens[row.request.client_id] += row.step_tokens
         left = [batch]
         while left:
             # A request that failed with one half took its rows in the other along.

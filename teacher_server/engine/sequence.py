@@ -161,9 +161,14 @@ class Row:
         return 1 if self.request.sampler is None else self.request.sampler.forwards_per_step
 
     @property
+    def step_tokens(self) -> int:
+        """Of one step, a row with guidance counted twice."""
+        return self.length * self.forwards_per_step
+
+    @property
     def num_tokens_left(self) -> int:
-        """Of all forwards to come, if no step is idle."""
-        return self.length * self.forwards_per_step * max(1, self.num_steps - self.step)
+        """Of all steps to come, if none is idle."""
+        return self.step_tokens * max(1, self.num_steps - self.step)
 
     @property
     def captures_now(self) -> bool:

@@ -175,7 +175,7 @@ class DenoisingStep:
         counters = self._counters
         counters.num_forwards += 1
         num_rows = sum(row.forwards_per_step for row in batch)
-        num_tokens = sum(row.length * row.forwards_per_step for row in batch)
+        num_tokens = sum(row.step_tokens for row in batch)
         counters.num_forward_rows += num_rows
         counters.num_forward_tokens += num_tokens
         counters.num_padded_tokens += self._num_computed_tokens(batch, num_rows, num_tokens)

@@ -56,7 +56,7 @@ def clients(address: str, size: ModelSize, *, is_original: bool) -> Iterator[Non
 
 
 def counters(server: Child) -> dict[str, Any]:
-    """The totals of a `serving_server`, with its clocks."""
+    """The totals of a `serving_server`, with its clock."""
     server.tell("counters")
     totals: dict[str, Any] = json.loads(server.first_line())
     return totals

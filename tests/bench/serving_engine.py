@@ -10,7 +10,6 @@ from masked_diffusion.families import Denoiser
 from teacher_server.engine import engine_process
 from teacher_server.engine.engine import Engine
 from tests.bench import cores, serving_model
-from tests.bench.baselines.cohort_waiting import CohortWaitingEngine
 from tests.bench.baselines.request_batching import (
     LeanRequestBatchingEngine,
     PaddedQwen2,
@@ -21,7 +20,6 @@ ENGINES: dict[str, type[Engine]] = {
     "step": Engine,
     "request": RequestBatchingEngine,
     "lean request": LeanRequestBatchingEngine,
-    "cohort": CohortWaitingEngine,
 }
 
 
@@ -39,7 +37,6 @@ def main() -> None:
     bench = json.loads(sys.argv[3])["bench"]
     torch.set_num_threads(1)
     cores.pin_among(min, frozenset(bench["cores"]))
-    CohortWaitingEngine.num_cohort_rows = bench.get("num_cohort_rows", 0)
     engine_process.main(engine_class=ENGINES[bench["batching"]], load_denoiser=_build)
 
 

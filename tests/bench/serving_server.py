@@ -10,8 +10,6 @@ import sys
 import threading
 import time
 
-import psutil
-
 from protos import malloc
 from teacher_server.arguments import parse_arguments
 from teacher_server.config import EngineConfig, LimitsConfig, ServerConfig
@@ -24,9 +22,7 @@ def main() -> None:
     """Serves until its standard input ends."""
     bench = json.loads(sys.argv[1])
     malloc.keep_freed_memory()
-    engine_config = EngineConfig(
-        max_batch_tokens=bench["max_batch_tokens"], **bench.get("engine", {})
-    )
+    engine_config = EngineConfig(max_batch_tokens=bench["max_batch_tokens"])
     options = parse_arguments(["--model=none", "--num-threads=1"])
     vars(options).update(dataclasses.asdict(engine_config))
     options.bench = bench | {"cores": sorted(cores.allowed())}
@@ -45,15 +41,8 @@ def main() -> None:
 def _answer(server: TeacherServer) -> None:
     for _ in sys.stdin:
         counters = dataclasses.asdict(server.engine.snapshot())
-        print(json.dumps(counters | _clocks()), flush=True)
+        print(json.dumps(counters | {"now_s": time.monotonic()}), flush=True)
     server.request_stop()
-
-
-def _clocks() -> dict[str, float]:
-    this = psutil.Process()
-    processes = [this, *this.children(recursive=True)]
-    cpu_s = sum(sum(process.cpu_times()[:2]) for process in processes)
-    return {"now_s": time.monotonic(), "cpu_s": cpu_s}
 
 
 if __name__ == "__main__":
