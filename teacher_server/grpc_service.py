@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -159,7 +160,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
             num_forward_rows=counters.num_forward_rows,
             num_shared_forwards=counters.num_shared_forwards,
             num_target_positions=counters.num_target_positions,
-            peak_rss_bytes=_peak_rss_bytes(),
+            peak_rss_bytes=sum(map(_peak_rss_bytes, [os.getpid(), *self._engine.process_ids])),
             num_forward_tokens=counters.num_forward_tokens,
             num_padded_tokens=counters.num_padded_tokens,
             num_payload_bytes=counters.num_payload_bytes,
@@ -216,8 +217,13 @@ def _or_minus_one(token_id: int | None) -> int:
     return -1 if token_id is None else token_id
 
 
-def _peak_rss_bytes() -> int:
+def _peak_rss_bytes(process_id: int) -> int:
+    """Of one process, 0 once it is gone."""
     # Not ru_maxrss: it survives exec, so a server that a large process started would report that.
-    lines = Path("/proc/self/status").read_text().splitlines()
-    peak = next(line for line in lines if line.startswith("VmHWM:"))
-    return int(peak.split()[1]) * 1024
+    try:
+        lines = Path(f"/proc/{process_id}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    # A process that has ended, but was not waited for, has no memory.
+    peaks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+    return sum(peaks)

@@ -75,6 +75,11 @@ class Engine:
         self._on_dead = on_dead
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
+    @property
+    def process_ids(self) -> list[int]:
+        """None: it is a thread."""
+        return []
+
     def start(self) -> None:
         """Proves the denoiser with a real forward, tests fixed shapes, then starts serving."""
         self._prove()

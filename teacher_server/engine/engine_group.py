@@ -53,6 +53,11 @@ class EngineGroup:
         for engine in self._engines:
             engine.on_dead = listener
 
+    @property
+    def process_ids(self) -> list[int]:
+        """The engines'."""
+        return [engine.pid for engine in self._engines]
+
     def start(self) -> None:
         """Starts serving."""
         for engine in self._engines:

@@ -70,6 +70,7 @@ class EngineProcess:
         self._num_refused_tokens = 0
         self._is_dead = False
         self._progress_s = 0.0
+        self._idle_interval_s = _IDLE_INTERVAL_S
         # Before the load: a front that is gone must be noticed whatever this process does.
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -85,6 +86,8 @@ class EngineProcess:
             denoiser = load_denoiser(options)
             config, revision = autotune.tuned(denoiser, options, revision=None)
             facts = facts_of(denoiser, revision=revision)
+            # Well before the last news is too old: an idle engine must not look sick in between.
+            self._idle_interval_s = min(_IDLE_INTERVAL_S, config.health_interval_s / 4)
             self._engine = engine_class(
                 denoiser, config, revision=facts.revision, on_dead=self._on_engine_death
             )
@@ -146,7 +149,7 @@ class EngineProcess:
         self._outbox.put(None)
 
     def _write(self) -> None:
-        interval_s = _IDLE_INTERVAL_S
+        interval_s = self._idle_interval_s
         while True:
             try:
                 entry = self._outbox.get(timeout=interval_s)
@@ -190,7 +193,7 @@ class EngineProcess:
         load = self._engine.load()
         released = self._engine.num_released_tokens + self._num_refused_tokens
         self._send(messages.encode_progress(load, self._engine.snapshot(), released))
-        return _PROGRESS_INTERVAL_S if load.num_queued_tokens else _IDLE_INTERVAL_S
+        return _PROGRESS_INTERVAL_S if load.num_queued_tokens else self._idle_interval_s
 
     def _send(self, message: messages.Message) -> None:
         messages.send(self._connection, message)

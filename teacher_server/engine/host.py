@@ -9,6 +9,10 @@ from teacher_server.engine.sequence import Request
 class EngineHost(Protocol):
     """An engine as the front sees it; every method may be called from any thread."""
 
+    @property
+    def process_ids(self) -> list[int]:
+        """Of processes of its own, beside the front's."""
+
     def start(self) -> None:
         """Starts serving; raises what a first real forward raises."""
 

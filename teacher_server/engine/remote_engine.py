@@ -143,6 +143,11 @@ class RemoteEngine:
         """Process id of the engine."""
         return self._process.pid
 
+    @property
+    def process_ids(self) -> list[int]:
+        """The engine's."""
+        return [self.pid]
+
     def start(self) -> None:
         """Starts serving; the engine has proved its denoiser already."""
         self._reader.start()

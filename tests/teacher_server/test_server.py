@@ -138,6 +138,8 @@ def test_a_terminated_server_finishes_its_streams_refuses_others_and_exits_with_
         peak_bytes = stub.GetLoad(pb.GetLoadRequest()).peak_rss_bytes
         rss_bytes = psutil.Process(process.popen.pid).memory_info().rss
         assert rss_bytes / 2 < peak_bytes < 3 * rss_bytes
+        (engine,) = psutil.Process(process.popen.pid).children()
+        assert peak_bytes > rss_bytes + engine.memory_info().rss / 2
         process.popen.send_signal(signal.SIGTERM)
         wait_until(lambda: stub.GetLoad(pb.GetLoadRequest()).draining)
         told = refusal(lambda: list(stub.ScoreStates(small)))
